@@ -1,0 +1,317 @@
+"""The nouns of PICE: what a request becomes on its way to an answer.
+
+All are frozen dataclasses that import nothing from the package. Those that travel between processes are given
+their wire tag in `pice.message.codec`; a new field goes last and has a default. Points in time are seconds on the
+store's clock (`pice.store.base.Store.now`), the one clock that all nodes share.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+Mode = Literal["cloud", "edge", "progressive"]
+FinishReason = Literal["stop", "length"]
+PromptKind = Literal["answer", "sketch", "expand"]
+
+CLOUD_SITE = "cloud"
+"""Name of the site that stands for the cloud engine itself, so that falling back to it is an ordinary placement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. Every field is sent to every engine: no server default may step in.
+
+    `top_k` 0 is off; `seed` None lets the engine choose.
+    """
+
+    max_tokens: int = 1024
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asked; the unit of latency.
+
+    `timeout_s` counts from the moment the record is opened. `mode` None leaves the decision to the planner.
+    """
+
+    request_id: str
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    timeout_s: float = 120.0
+    mode: Mode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What an engine is given: the messages of one chat, ready for the model's own template.
+
+    `kind` and `words` (asked for; 0 = not said) are for accounting and for emulated engines; `grammar` is a GBNF
+    grammar the text must follow, "" for none.
+    """
+
+    messages: tuple[Message, ...]
+    kind: PromptKind = "answer"
+    words: int = 0
+    grammar: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decision for one request.
+
+    Times are predictions in seconds from the decision; 0 where nothing was predicted. `sketch_words` is the budget
+    the sketch prompt names for the whole answer's outline, `segment_words` the size below which adjacent points
+    are merged, `max_segments` how many may be made.
+    """
+
+    mode: Mode
+    reason: str
+    t_cloud_s: float = 0.0
+    t_progressive_s: float = 0.0
+    t_edge_s: float = 0.0
+    sketch_words: int = 0
+    segment_words: int = 0
+    max_segments: int = 1
+    candidates: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One line of a sketch. `words` is the length its expansion deserves."""
+
+    index: int
+    text: str
+    words: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What one site expands: one or more adjacent points, or (`kind` "answer") a whole request.
+
+    `sketch` holds the points known when the segment was released, its own included. `site` and `model` are set
+    when it is placed; `model` "" lets the site choose. After `deadline_s` nobody wants it.
+    """
+
+    request_id: str
+    attempt: int
+    index: int
+    kind: PromptKind
+    messages: tuple[Message, ...]
+    sketch: tuple[Point, ...]
+    points: tuple[Point, ...]
+    words: int
+    sampling: Sampling
+    deadline_s: float
+    site: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a segment was sent, when, and when its candidate is expected."""
+
+    site: str
+    model: str
+    placed_s: float
+    expected_s: float
+    reason: str = "first"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One model's text for one segment, or (`error` set) the news that there will be none.
+
+    Identity is `(request_id, attempt, index, site, model)`. Log-probabilities are natural, of the chosen tokens,
+    under the model's own distribution; None where the engine gives none.
+    """
+
+    request_id: str
+    attempt: int
+    index: int
+    site: str
+    model: str
+    text: str
+    finish_reason: FinishReason = "stop"
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    logprob_mean: float | None = None
+    logprob_min: float | None = None
+    queue_s: float = 0.0
+    service_s: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate with its confidence (higher is better), the terms of that sum and any hard failures."""
+
+    candidate: Candidate
+    confidence: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A segment's part of the answer: the chosen text, where it came from and what lost."""
+
+    index: int
+    text: str
+    site: str
+    model: str
+    confidence: float
+    finish_reason: FinishReason = "stop"
+    degraded: bool = False
+    points: tuple[Point, ...] = ()
+    placements: tuple[Placement, ...] = ()
+    candidates: tuple[Scored, ...] = ()
+    chosen_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens by where they were spent. `num_discarded_tokens` were written by edge candidates that lost."""
+
+    num_cloud_prompt_tokens: int = 0
+    num_cloud_output_tokens: int = 0
+    num_edge_prompt_tokens: int = 0
+    num_edge_output_tokens: int = 0
+    num_discarded_tokens: int = 0
+    num_answer_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Intervals in seconds since the record was opened; 0 where it did not happen.
+
+    `ttft_s` is the first text of the answer itself that could be shown, in order; `sketch_s` is when the whole
+    sketch was known.
+    """
+
+    queue_s: float = 0.0
+    sketch_s: float = 0.0
+    first_segment_s: float = 0.0
+    ttft_s: float = 0.0
+    e2e_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the user gets, with where each part came from."""
+
+    request_id: str
+    text: str
+    mode: Mode
+    finish_reason: FinishReason
+    attempt: int
+    plan: Plan
+    sketch: tuple[Point, ...] = ()
+    spans: tuple[Span, ...] = ()
+    degraded: tuple[int, ...] = ()
+    usage: Usage = Usage()
+    times: Times = Times()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a request ended that has no answer. `code` is one of the codes in `pice.errors`."""
+
+    request_id: str
+    code: str
+    message: str
+    retriable: bool = False
+
+
+EventKind = Literal[
+    "planned",
+    "sketch_text",
+    "answer_text",
+    "segment_released",
+    "segment_text",
+    "segment_chosen",
+    "answered",
+    "failed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a user may want to see as it happens. The last of a request is `answered` or `failed`.
+
+    `text` is a delta. An event of a later attempt makes everything of earlier attempts void.
+    """
+
+    request_id: str
+    kind: EventKind
+    at_s: float
+    attempt: int = 0
+    index: int = -1
+    text: str = ""
+    site: str = ""
+    model: str = ""
+    confidence: float = 0.0
+    points: tuple[Point, ...] = ()
+    plan: Plan | None = None
+    answer: Answer | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How long an engine takes, measured or assumed.
+
+    `step_s[i]` is the time of one decode step of the whole batch at batch size `batch[i]` (both ascending, at
+    least one entry); `prefill_s_per_token` and `base_s` give the time to first token: base + prompt tokens x rate.
+    """
+
+    batch: tuple[int, ...]
+    step_s: tuple[float, ...]
+    prefill_s_per_token: float = 0.0
+    base_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model at a site: what it can take and how fast it is."""
+
+    model: str
+    context_tokens: int
+    max_inflight: int
+    curve: Curve
+
+
+@dataclass(frozen=True, slots=True)
+class SiteState:
+    """A site's heartbeat: where its segments go, what it runs and how much waits there.
+
+    `backlog_tokens` is output still to be written for everything queued or running; `rtt_s` the round trip to it.
+    """
+
+    site: str
+    pool: str
+    partition: int
+    models: tuple[ModelState, ...]
+    at_s: float
+    backlog_tokens: int = 0
+    num_running: int = 0
+    rtt_s: float = 0.0
+    draining: bool = False

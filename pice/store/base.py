@@ -1,0 +1,185 @@
+"""The store port: the record of each request, its events, the sites, and the one clock all nodes share.
+
+Every change is atomic and idempotent, so any node may repeat it after a crash. A record is `open` until it is
+closed, once, by whoever comes first; its `attempt` counts the times a cloud node has begun it, and changes that name
+an earlier attempt are refused (P4).
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from pice.core import (
+    Answer,
+    Candidate,
+    Event,
+    Failure,
+    Placement,
+    Plan,
+    Point,
+    Request,
+    Segment,
+    SiteState,
+    Span,
+)
+
+
+@dataclass(slots=True)
+class SegmentRecord:
+    """What is known of one segment. Candidates are kept by `(site, model)`."""
+
+    segment: Segment
+    placements: list[Placement] = field(default_factory=list)
+    candidates: dict[tuple[str, str], Candidate] = field(default_factory=dict)
+    choice: Span | None = None
+
+
+@dataclass(slots=True)
+class Record:
+    """One request and all that became of it so far. Callers read it and change it only through the store.
+
+    `num_segments` is None until the sketch is finished. Points in time are on the store's clock.
+    """
+
+    request: Request
+    opened_s: float
+    deadline_s: float
+    attempt: int = 0
+    begun_s: float = 0.0
+    plan: Plan | None = None
+    sketch: tuple[Point, ...] = ()
+    sketch_prompt_tokens: int = 0
+    sketch_output_tokens: int = 0
+    sealed_s: float = 0.0
+    num_segments: int | None = None
+    segments: dict[int, SegmentRecord] = field(default_factory=dict)
+    outcome: Answer | Failure | None = None
+
+
+class Counted(Enum):
+    """What became of a candidate."""
+
+    NEW = "new"
+    REPEATED = "repeated"
+    STALE = "stale"
+    """Of an earlier attempt, or the request is closed or unknown."""
+    FOREIGN = "foreign"
+    """From a site its segment was never placed at: refused (P10)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unwanted:
+    """News that work is no longer wanted: attempts up to `attempt` of a request, or only its segment `index`."""
+
+    request_id: str
+    attempt: int
+    index: int | None = None
+
+
+class Notices(Protocol):
+    """A reader of `Unwanted` news. Best effort: some may be lost, so `Store.wanted` has the last word."""
+
+    async def receive(self) -> Unwanted: ...
+
+    async def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """Safe to call from any task of one event loop. Raises `TransportError` when its server is gone."""
+
+    def now(self) -> float:
+        """Seconds on the store's clock; never goes back."""
+        ...
+
+    async def open(self, request: Request) -> bool:
+        """Makes the record, with its deadline; False if it was there already.
+
+        Raises:
+            Full: too many requests are open; says when to come back (P7).
+        """
+        ...
+
+    async def begin(self, request_id: str) -> Record | None:
+        """A cloud node takes the request up: a new attempt, fencing every earlier one; None when it is closed or
+        unknown. What earlier attempts left is dropped."""
+        ...
+
+    async def planned(self, request_id: str, attempt: int, plan: Plan) -> bool:
+        """Keeps the plan; False when fenced or closed."""
+        ...
+
+    async def place(self, segment: Segment, placement: Placement) -> bool:
+        """Notes, before it is published, that a segment goes to a site. False when fenced or closed, when the
+        segment has its choice, or when it is placed there already."""
+        ...
+
+    async def unplace(self, segment: Segment, placement: Placement) -> None:
+        """Takes a placement back whose publishing failed."""
+        ...
+
+    async def seal(
+        self,
+        request_id: str,
+        attempt: int,
+        sketch: Sequence[Point],
+        num_segments: int,
+        *,
+        num_prompt_tokens: int,
+        num_output_tokens: int,
+    ) -> bool:
+        """The sketch is finished: this many segments and no more. Makes the record due at once; False when fenced
+        or closed."""
+        ...
+
+    async def add_candidate(self, candidate: Candidate) -> Counted:
+        """Counts a candidate once, however often it arrives."""
+        ...
+
+    async def choose(self, request_id: str, attempt: int, span: Span) -> bool:
+        """Settles a segment; the first choice stands, and False says this was not it."""
+        ...
+
+    async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
+        """Ends the request, once; False when it had ended, is unknown, or `attempt` is fenced (None ends any).
+        Emits the final event and tells `notices` that nothing of it is wanted any more."""
+        ...
+
+    async def record(self, request_id: str) -> Record | None:
+        """A snapshot, or None when unknown or expired."""
+        ...
+
+    async def wanted(self, request_id: str, attempt: int, index: int) -> bool:
+        """Whether work on this segment still serves anyone."""
+        ...
+
+    async def set_due(self, request_id: str, at_s: float) -> None:
+        """Asks that a collector looks at this request at `at_s`; the record's own deadline always stands too."""
+        ...
+
+    async def take_due(self, *, limit: int = 64) -> list[str]:
+        """Waits until requests are due and takes them; each is due again after a lease unless `set_due` or
+        `close_request` is called, so a collector that dies here loses nothing."""
+        ...
+
+    async def emit(self, event: Event) -> None:
+        """Appends to the request's events; dropped when it is closed or the attempt is fenced."""
+        ...
+
+    def follow(self, request_id: str) -> AsyncIterator[Event]:
+        """Events from the first kept one on; ends after the final one. May be read by several."""
+        ...
+
+    def notices(self) -> Notices:
+        """News of unwanted work from now on."""
+        ...
+
+    async def heartbeat(self, state: SiteState, *, ttl_s: float) -> None:
+        """A site says that it lives. Forgotten after `ttl_s` without another."""
+        ...
+
+    async def sites(self) -> list[SiteState]:
+        """The sites whose heartbeat is alive, by name."""
+        ...
+
+    async def close(self) -> None: ...
