@@ -1,6 +1,6 @@
 """The nouns of PICE: what a request becomes on its way to an answer.
 
-All are frozen dataclasses that import nothing from the package. Those that travel between processes are given
+All but a request's record are frozen dataclasses; nothing is imported from the package. Those that travel between processes are given
 their wire tag in `pice.message.codec`; a new field goes last and has a default. Points in time are seconds on the
 store's clock (`pice.store.base.Store.now`), the one clock that all nodes share.
 """
@@ -315,3 +315,35 @@ class SiteState:
     num_running: int = 0
     rtt_s: float = 0.0
     draining: bool = False
+
+
+@dataclass(slots=True)
+class SegmentRecord:
+    """What is known of one segment. Candidates are kept by `(site, model)`."""
+
+    segment: Segment
+    placements: list[Placement] = field(default_factory=list)
+    candidates: dict[tuple[str, str], Candidate] = field(default_factory=dict)
+    choice: Span | None = None
+
+
+@dataclass(slots=True)
+class Record:
+    """One request and all that became of it so far. Callers read it and change it only through the store.
+
+    `num_segments` is None until the sketch is finished. Points in time are on the store's clock.
+    """
+
+    request: Request
+    opened_s: float
+    deadline_s: float
+    attempt: int = 0
+    begun_s: float = 0.0
+    plan: Plan | None = None
+    sketch: tuple[Point, ...] = ()
+    sketch_prompt_tokens: int = 0
+    sketch_output_tokens: int = 0
+    sealed_s: float = 0.0
+    num_segments: int | None = None
+    segments: dict[int, SegmentRecord] = field(default_factory=dict)
+    outcome: Answer | Failure | None = None

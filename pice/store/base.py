@@ -6,7 +6,7 @@ an earlier attempt are refused (P4).
 """
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -18,43 +18,12 @@ from pice.core import (
     Placement,
     Plan,
     Point,
+    Record,
     Request,
     Segment,
     SiteState,
     Span,
 )
-
-
-@dataclass(slots=True)
-class SegmentRecord:
-    """What is known of one segment. Candidates are kept by `(site, model)`."""
-
-    segment: Segment
-    placements: list[Placement] = field(default_factory=list)
-    candidates: dict[tuple[str, str], Candidate] = field(default_factory=dict)
-    choice: Span | None = None
-
-
-@dataclass(slots=True)
-class Record:
-    """One request and all that became of it so far. Callers read it and change it only through the store.
-
-    `num_segments` is None until the sketch is finished. Points in time are on the store's clock.
-    """
-
-    request: Request
-    opened_s: float
-    deadline_s: float
-    attempt: int = 0
-    begun_s: float = 0.0
-    plan: Plan | None = None
-    sketch: tuple[Point, ...] = ()
-    sketch_prompt_tokens: int = 0
-    sketch_output_tokens: int = 0
-    sealed_s: float = 0.0
-    num_segments: int | None = None
-    segments: dict[int, SegmentRecord] = field(default_factory=dict)
-    outcome: Answer | Failure | None = None
 
 
 class Counted(Enum):
