@@ -1,8 +1,8 @@
 """The nouns of PICE: what a request becomes on its way to an answer.
 
-All but a request's record are frozen dataclasses; nothing is imported from the package. Those that travel between processes are given
-their wire tag in `pice.message.codec`; a new field goes last and has a default. Points in time are seconds on the
-store's clock (`pice.store.base.Store.now`), the one clock that all nodes share.
+All but a request's record are frozen dataclasses; nothing is imported from the package. Those that travel between
+processes are given their wire tag in `pice.message.codec`; a new field goes last and has a default. Points in time
+are seconds on the store's clock (`pice.store.base.Store.now`), the one clock that all nodes share.
 """
 
 from collections.abc import Mapping
@@ -107,7 +107,7 @@ class Segment:
     """What one site expands: one or more adjacent points, or (`kind` "answer") a whole request.
 
     `sketch` holds the points known when the segment was released, its own included. `site` and `model` are set
-    when it is placed; `model` "" lets the site choose. After `deadline_s` nobody wants it.
+    when it is placed. After `deadline_s` nobody wants it.
     """
 
     request_id: str
@@ -291,28 +291,28 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A model at a site: what it can take and how fast it is."""
+    """A model at a site: what it can take, how fast it is and how much waits for it.
+
+    `num_outstanding` generations are queued or running; `backlog_tokens` of output they have still to write.
+    """
 
     model: str
     context_tokens: int
     max_inflight: int
     curve: Curve
+    num_outstanding: int = 0
+    backlog_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SiteState:
-    """A site's heartbeat: where its segments go, what it runs and how much waits there.
-
-    `backlog_tokens` is output still to be written for everything queued or running; `rtt_s` the round trip to it.
-    """
+    """A site's heartbeat: where its segments go and what it runs. `rtt_s` is the round trip to it."""
 
     site: str
     pool: str
     partition: int
     models: tuple[ModelState, ...]
     at_s: float
-    backlog_tokens: int = 0
-    num_running: int = 0
     rtt_s: float = 0.0
     draining: bool = False
 

@@ -1,0 +1,1 @@
+"""The same nodes under a virtual clock, with faults by seed."""
