@@ -1,0 +1,206 @@
+"""Loads a configuration from a TOML file, the environment and `--set`, and says everything that is wrong with it.
+
+A later source overrides an earlier one: defaults, file, environment (`PICE_SITES__LYON__RTT_S=0.05`), `--set
+sites.lyon.rtt_s=0.05`. Relative paths in a file start from the file's folder, all others from the current directory.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import SecretStr, ValidationError
+
+from pice.errors import ConfigError
+from pice.faults import Key, describe_fault
+from pice.settings import OpenAISettings, Settings
+
+ENV_PREFIX = "PICE_"
+NO_ENGINES = (
+    "no engine is configured: pass `--config config/emulated.toml` to try PICE without a model, or name two GGUF files "
+    "as config/llama.toml does"
+)
+PATH_KEYS = ("path", "api_key_file")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, and for each key that is not a default where its value came from."""
+
+    settings: Settings
+    origins: Mapping[Key, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """TOML lines of every setting, secrets masked, with a comment where a value is not the default."""
+        dump = self.settings.model_dump(mode="json", exclude_none=True)
+        return [_line(key, value, self.origins.get(key)) for key, value in _leaves(dump)]
+
+
+def load_settings(
+    path: Path | None, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """The checked settings.
+
+    Raises:
+        ConfigError: one line for each fault found, all at once.
+    """
+    return load(path, overrides, environ).settings
+
+
+def load(path: Path | None, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> Loaded:
+    """As `load_settings`, with the origin of each value."""
+    tree: dict[str, Any] = {}
+    origins: dict[Key, str] = {}
+    for key, value, origin in _entries(path, overrides, environ, tree):
+        _put(tree, key, value)
+        origins.pop(key, None)
+        origins[key] = origin
+    if not tree.get("engines"):
+        raise ConfigError(f"{path}: {NO_ENGINES}" if path else NO_ENGINES)
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        faults = [describe_fault(fault, tree) for fault in error.errors(include_url=False)]
+        raise _refusal(faults, origins, path) from None
+    if faults := list(_contradictions(settings)):
+        raise _refusal(faults, origins, path)
+    return Loaded(_with_keys(settings), origins)
+
+
+def _entries(
+    path: Path | None, overrides: Sequence[str], environ: Mapping[str, str], tree: dict[str, Any]
+) -> Iterator[tuple[Key, Any, str]]:
+    if path is not None:
+        for key, value in _leaves(_anchored(_read(path), path.parent)):
+            yield key, value, str(path)
+    for name in sorted(environ):  # by now `tree` holds what the file says
+        if name.startswith(ENV_PREFIX) and "__" in name:
+            yield _env_key(name, tree), _parsed(environ[name]), f"environment {name}"
+    for text in overrides:
+        key, value = _override(text)
+        yield from ((key + rest, leaf, f"--set {'.'.join(key)}") for rest, leaf in _leaves(value))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from error
+
+
+def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    engines = tree.get("engines")
+    for engine in engines.values() if isinstance(engines, dict) else ():
+        for name in PATH_KEYS:
+            if isinstance(engine, dict) and isinstance(engine.get(name), str):
+                engine[name] = str(folder / Path(engine[name]).expanduser())
+    return tree
+
+
+def _leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    if isinstance(value, dict) and (value or not key):
+        for name, inner in value.items():
+            yield from _leaves(inner, (*key, name))
+    else:
+        yield key, value
+
+
+def _put(tree: dict[str, Any], key: Key, value: Any) -> None:
+    for name in key[:-1]:
+        if not isinstance(tree.get(name), dict):
+            tree[name] = {}
+        tree = tree[name]
+    tree[key[-1]] = value
+
+
+def _env_key(name: str, tree: Any) -> Key:
+    """`PICE_SITES__NEW_YORK__RTT_S` names `sites.new-york.rtt_s` when there is such a site: shells allow no `-`."""
+    key: Key = ()
+    for part in name.removeprefix(ENV_PREFIX).lower().split("__"):
+        dashed = part.replace("_", "-")
+        known = dashed if isinstance(tree, dict) and part not in tree and dashed in tree else part
+        key = (*key, known)
+        tree = tree.get(known) if isinstance(tree, dict) else None
+    return key
+
+
+def _override(text: str) -> tuple[Key, Any]:
+    name, equals, value = text.partition("=")
+    key = tuple(part.strip() for part in name.split("."))
+    if not equals or not all(key):
+        raise ConfigError(f"--set must look like sites.lyon.rtt_s=0.05, got {text!r}")
+    return key, _parsed(value)
+
+
+def _parsed(text: str) -> Any:
+    """A TOML value; what is none is taken as a bare string."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return document["value"] if len(document) == 1 else text
+
+
+def _contradictions(settings: Settings) -> Iterator[tuple[Key, str]]:
+    known = ", ".join(sorted(settings.engines))
+    if settings.cloud.engine not in settings.engines:
+        yield ("cloud", "engine"), f"must name one of the engines ({known}), got {settings.cloud.engine!r}"
+    for name, site in settings.sites.items():
+        key = ("sites", name, "engines")
+        unknown = [engine for engine in site.engines if engine not in settings.engines]
+        yield from ((key, f"must name some of the engines ({known}), got {engine!r}") for engine in unknown)
+        models = [settings.engines[engine].model for engine in site.engines if engine in settings.engines]
+        twice = sorted({model for model in models if models.count(model) > 1})
+        yield from ((key, f"must be different models, got {model!r} twice") for model in twice)
+    planner, limits = settings.planner, settings.limits
+    if planner.hedge_min_s >= limits.request_timeout_s:
+        wanted = f"must be below limits.request_timeout_s ({limits.request_timeout_s:g}), got {planner.hedge_min_s:g}"
+        yield ("planner", "hedge_min_s"), wanted
+
+
+def _refusal(faults: Sequence[tuple[Key, str]], origins: Mapping[Key, str], path: Path | None) -> ConfigError:
+    lines = [f"{_origin(key, origins) or path or 'settings'}: {'.'.join(key)} {text}" for key, text in faults]
+    return ConfigError("\n".join(dict.fromkeys(lines)))
+
+
+def _origin(key: Key, origins: Mapping[Key, str]) -> str | None:
+    """Who set this key, or else who last set something within it, or else beside it."""
+    if key in origins:
+        return origins[key]
+    for length in range(len(key), 0, -1):
+        for known, origin in reversed(list(origins.items())):
+            if known[:length] == key[:length]:
+                return origin
+    return None
+
+
+def _with_keys(settings: Settings) -> Settings:
+    """Keys kept in files are read now, so that a missing one is a fault of the configuration."""
+    engines = {
+        name: _with_key(name, engine) if isinstance(engine, OpenAISettings) else engine
+        for name, engine in settings.engines.items()
+    }
+    return settings.model_copy(update={"engines": engines})
+
+
+def _with_key(name: str, engine: OpenAISettings) -> OpenAISettings:
+    if engine.api_key_file is None:
+        return engine
+    try:
+        key = engine.api_key_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"engines.{name}.api_key_file {engine.api_key_file} cannot be read: {error}") from error
+    if not key:
+        raise ConfigError(f"engines.{name}.api_key_file {engine.api_key_file} must hold the key, but is empty")
+    return engine.model_copy(update={"api_key": SecretStr(key)})
+
+
+def _line(key: Key, value: Any, origin: str | None) -> str:
+    name = ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else orjson.dumps(part).decode() for part in key)
+    return f"{name} = {orjson.dumps(value).decode()}" + (f"  # {origin}" if origin else "")

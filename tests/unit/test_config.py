@@ -1,0 +1,289 @@
+"""Loading settings: what overrides what, and what each fault is called."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pice.config import load, load_settings
+from pice.core import Curve
+from pice.errors import ConfigError
+from pice.settings import EmulatedSettings, LlamaCppSettings, OpenAISettings, Settings
+
+CONFIGS = sorted((Path(__file__).parents[2] / "config").glob("*.toml"))
+
+SMALL = """\
+[engines.big]
+kind = "emulated"
+curve = { batch = [1, 8], step_s = [0.03, 0.04] }
+[engines.small]
+kind = "llama_cpp"
+path = "small.gguf"
+n_seq_max = 64
+[cloud]
+engine = "big"
+[sites.lyon]
+engines = ["small"]
+[sites.new-york]
+engines = ["small"]
+"""
+
+SERVER = """\
+[engines.big]
+kind = "openai"
+base_url = "http://127.0.0.1:8000/v1/"
+model = "m"
+[cloud]
+engine = "big"
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "x.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(folder: Path, text: str, *overrides: str, environ: dict[str, str] | None = None) -> list[str]:
+    """The lines of the refusal, with the folder left out."""
+    with pytest.raises(ConfigError) as caught:
+        load_settings(written(folder, text), overrides, environ or {})
+    return str(caught.value).replace(f"{folder}/", "").splitlines()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configuration_is_valid(path: Path) -> None:
+    settings = load_settings(path, environ={})
+    assert settings.cloud.engine == "cloud"
+    assert settings.sites
+
+
+def test_defaults_are_those_of_the_model_when_the_file_is_silent(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, SMALL), environ={})
+    assert settings.planner.margin == 0.1
+    assert settings.limits.max_message_bytes == 1 << 20
+    assert settings.sites["lyon"].order == "multilist"
+
+
+def test_override_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL + "[planner]\nmargin = 0.2\nmax_points = 5\nsegment_words = 7\n")
+    environ = {"PICE_PLANNER__MAX_POINTS": "6", "PICE_PLANNER__SEGMENT_WORDS": "8"}
+    planner = load_settings(path, ["planner.segment_words=9"], environ).planner
+    assert (planner.margin, planner.max_points, planner.segment_words, planner.max_segments) == (0.2, 6, 9, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("cloud.prompts=terse", "terse"), ('cloud.prompts="two words"', "two words"), ("cloud.prompts=7", "7")],
+    ids=["bare word", "quoted", "number where a string is wanted"],
+)
+def test_override_value_is_toml_or_a_bare_word(tmp_path: Path, text: str, value: str) -> None:
+    assert load_settings(written(tmp_path, SMALL), [text], {}).cloud.prompts == value
+
+
+def test_override_may_name_a_whole_table_and_keeps_what_it_does_not_name(tmp_path: Path) -> None:
+    override = "engines.big.curve={batch = [1], step_s = [0.5]}"
+    path = written(tmp_path, SMALL.replace("0.04] }", "0.04], base_s = 0.25 }"))
+    engine = load_settings(path, [override], {}).engines["big"]
+    assert isinstance(engine, EmulatedSettings)
+    assert engine.curve.curve() == Curve((1,), (0.5,), 0.0, 0.25)
+
+
+def test_override_with_a_line_break_cannot_smuggle_in_another_key(tmp_path: Path) -> None:
+    assert load_settings(written(tmp_path, SMALL), ["cloud.prompts='a'\nb=2"], {}).cloud.prompts == "'a'\nb=2"
+
+
+@pytest.mark.parametrize("text", ["cloud.prompts", "=3", "cloud..prompts=3"])
+def test_override_that_is_no_assignment_is_refused(tmp_path: Path, text: str) -> None:
+    assert refusal(tmp_path, SMALL, text) == [f"--set must look like sites.lyon.rtt_s=0.05, got {text!r}"]
+
+
+def test_environment_names_a_dashed_site_with_underscores(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, SMALL), environ={"PICE_SITES__NEW_YORK__RTT_S": "0.08"})
+    assert settings.sites["new-york"].rtt_s == 0.08
+
+
+def test_environment_without_a_section_is_not_a_setting(tmp_path: Path) -> None:
+    load_settings(written(tmp_path, SMALL), environ={"PICE_DATA": "/somewhere", "PICE_REQUIRE_BROKERS": "1"})
+
+
+def test_environment_with_an_unknown_key_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    assert refusal(tmp_path, SMALL, environ={"PICE_PLANNER__MARGN": "0.2"}) == [
+        "environment PICE_PLANNER__MARGN: planner.margn is not known: did you mean margin?"
+    ]
+
+
+def test_path_in_a_file_starts_from_the_files_folder(tmp_path: Path) -> None:
+    engine = load_settings(written(tmp_path, SMALL), environ={}).engines["small"]
+    assert isinstance(engine, LlamaCppSettings)
+    assert engine.path == tmp_path / "small.gguf"
+    assert engine.model == "small"
+
+
+def test_path_from_an_override_starts_from_the_current_directory(tmp_path: Path) -> None:
+    engine = load_settings(written(tmp_path, SMALL), ["engines.small.path=other.gguf"], {}).engines["small"]
+    assert isinstance(engine, LlamaCppSettings)
+    assert engine.path == Path("other.gguf")
+
+
+FAULTS = [
+    ("cloud.max_inflight=0", "cloud.max_inflight must be >= 1, got 0"),
+    ("cloud.max_inflight=1.5", "cloud.max_inflight must be a whole number, got 1.5"),
+    ("planner.margin=much", "planner.margin must be a number, got 'much'"),
+    ("planner.margin=nan", "planner.margin must be a finite number, got nan"),
+    ("planner.sketch_ratio=1", "planner.sketch_ratio must be < 1.0, got 1"),
+    ("planner.eager=7", "planner.eager must be true or false, got 7"),
+    ("sites.lyon.order=lifo", "sites.lyon.order must be 'multilist', 'fcfs' or 'longest', got 'lifo'"),
+    ("sites.lyon.engines=small", "sites.lyon.engines must be a list, got 'small'"),
+    ("sites.lyon.engines=[]", "sites.lyon.engines must be a list of at least 1, got []"),
+    ("sites.lyon=3", "sites.lyon must be a table, got 3"),
+    (
+        "sites.Paris.engines=['big']",
+        "sites.Paris is no name: names are made of a-z, 0-9 and '-', at most 40 characters",
+    ),
+    (
+        "sites.cloud.engines=['big']",
+        "sites.cloud is reserved: 'cloud' is the site that stands for the cloud engine itself",
+    ),
+    ("engines.small.n_cxt=9", "engines.small.n_cxt is not known: did you mean n_ctx?"),
+    ("engines.big.curve.step=1", "engines.big.curve.step is not known: did you mean step_s?"),
+    ("engines.big.kind=magic", "engines.big.kind must be one of emulated, llama_cpp, openai, got 'magic'"),
+    ("engines.other.model=m", "engines.other.kind must be one of emulated, llama_cpp, openai"),
+    ("engines.other.kind=llama_cpp", "engines.other.path is missing"),
+    ("planers.margin=1", "planers is not known: did you mean planner?"),
+    ("zzz=1", "zzz is not known: known here are cloud, engines, ensemble, limits, planner, sites"),
+    ("ensemble.weights.agreemnt=1", "ensemble.weights.agreemnt is not known: did you mean agreement?"),
+    ("cloud.engine=bog", "cloud.engine must name one of the engines (big, small), got 'bog'"),
+    ("sites.lyon.engines=['bog']", "sites.lyon.engines must name some of the engines (big, small), got 'bog'"),
+    ("sites.lyon.engines=['small','small']", "sites.lyon.engines must be different models, got 'small' twice"),
+    ("planner.hedge_min_s=500", "planner.hedge_min_s must be below limits.request_timeout_s (120), got 500"),
+    (
+        "engines.big.curve.batch=[1]",
+        "engines.big.curve must have one step_s per batch size, got 1 sizes and 2 times",
+    ),
+    (
+        "engines.big.curve.batch=[8, 1]",
+        "engines.big.curve must have batch and step_s in ascending order: a larger batch takes no less time a step",
+    ),
+    ("engines.small.n_batch=32", "engines.small must have n_seq_max <= n_batch, got 64 > 32"),
+    ("engines.big.style.points=[7, 5]", "engines.big.style.points must be [least, most], got [7, 5]"),
+    ("engines.big.style.points=[7]", "engines.big.style.points.1 is missing"),
+    ("ensemble.weights={logprob=0, length=0, overlap=0, agreement=0}", "ensemble.weights must not all be 0"),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), FAULTS, ids=lambda text: text[:40])
+def test_wrong_value_is_named_by_its_full_key(tmp_path: Path, override: str, line: str) -> None:
+    (found,) = refusal(tmp_path, SMALL, override)
+    assert found == f"--set {override.partition('=')[0]}: {line}"
+
+
+def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
+    lines = refusal(
+        tmp_path, SMALL + "[limits]\nmax_deliveries = 0\n", "cloud.max_inflight=0", environ={"PICE_X__Y": "1"}
+    )
+    assert sorted(line.partition(":")[0] for line in lines) == [
+        "--set cloud.max_inflight",
+        "environment PICE_X__Y",
+        "x.toml",
+    ]
+
+
+def test_missing_section_is_reported_for_the_file(tmp_path: Path) -> None:
+    assert refusal(tmp_path, SMALL.replace('[cloud]\nengine = "big"\n', "")) == ["x.toml: cloud is missing"]
+
+
+def test_syntax_error_names_the_line(tmp_path: Path) -> None:
+    (line,) = refusal(tmp_path, "[cloud]\nengine big\n")
+    assert line.startswith("x.toml: is not valid TOML: ")
+    assert "line 2" in line
+
+
+def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load_settings(tmp_path / "x.toml", environ={})
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read: No such file"):
+        load_settings(tmp_path / "absent.toml", environ={})
+
+
+@pytest.mark.parametrize("text", [None, "", "[planner]\nmargin = 0.2\n"], ids=["no file", "empty", "no engines"])
+def test_configuration_without_engines_says_what_to_do(tmp_path: Path, text: str | None) -> None:
+    with pytest.raises(ConfigError, match=r"no engine is configured: pass `--config config/emulated\.toml`"):
+        load_settings(None if text is None else written(tmp_path, text), environ={})
+
+
+SECRET = "sk-very-secret"
+
+
+def server(settings: Settings) -> OpenAISettings:
+    engine = settings.engines["big"]
+    assert isinstance(engine, OpenAISettings)
+    return engine
+
+
+def test_secret_is_masked_wherever_settings_are_shown(tmp_path: Path) -> None:
+    loaded = load(written(tmp_path, SERVER), environ={"PICE_ENGINES__BIG__API_KEY": SECRET})
+    key = server(loaded.settings).api_key
+    assert key is not None
+    assert key.get_secret_value() == SECRET
+    assert SECRET not in repr(loaded) + str(loaded.settings) + loaded.settings.model_dump_json() + "".join(
+        loaded.lines()
+    )
+
+
+@pytest.mark.parametrize(
+    "override", [f"engines.big.api_key=['{SECRET}']", f"engines.big.apikey={SECRET}", f"cloud.api_key={SECRET}"]
+)
+def test_refusal_does_not_repeat_a_secret(tmp_path: Path, override: str) -> None:
+    assert SECRET not in "".join(refusal(tmp_path, SERVER, override))
+
+
+def test_key_is_read_from_the_file_that_holds_it(tmp_path: Path) -> None:
+    (tmp_path / "vllm.key").write_text(SECRET + "\n")
+    path = written(tmp_path, SERVER.replace("[cloud]", 'api_key_file = "vllm.key"\n[cloud]'))
+    key = server(load_settings(path, environ={})).api_key
+    assert key is not None
+    assert key.get_secret_value() == SECRET
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "No such file"), (" \n", "but is empty")])
+def test_key_file_without_a_key_is_refused(tmp_path: Path, content: str | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "vllm.key").write_text(content)
+    (line,) = refusal(tmp_path, SERVER, f"engines.big.api_key_file={tmp_path}/vllm.key")
+    assert line.startswith("engines.big.api_key_file vllm.key")
+    assert reason in line
+
+
+def test_key_and_key_file_together_are_refused(tmp_path: Path) -> None:
+    environ = {"PICE_ENGINES__BIG__API_KEY": SECRET, "PICE_ENGINES__BIG__API_KEY_FILE": "vllm.key"}
+    (line,) = refusal(tmp_path, SERVER, environ=environ)
+    assert line.endswith("engines.big must have api_key or api_key_file, not both")
+    assert SECRET not in line
+
+
+def test_server_address_loses_its_last_slash_and_must_be_http(tmp_path: Path) -> None:
+    assert server(load_settings(written(tmp_path, SERVER), environ={})).base_url == "http://127.0.0.1:8000/v1"
+    assert refusal(tmp_path, SERVER, "engines.big.base_url=localhost:8000") == [
+        "--set engines.big.base_url: engines.big.base_url must be an http:// or https:// address, got 'localhost:8000'"
+    ]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shown_settings_are_a_file_that_gives_the_same_settings(path: Path, tmp_path: Path) -> None:
+    loaded = load(path, ["planner.margin=0.3"], {})
+    again = load_settings(written(tmp_path, "\n".join(loaded.lines())), environ={})
+    assert again.model_dump() == loaded.settings.model_dump()
+
+
+def test_shown_value_says_where_it_came_from_unless_it_is_a_default(tmp_path: Path) -> None:
+    lines = load(written(tmp_path, SMALL), ["planner.margin=0.3"], {"PICE_LIMITS__DRAIN_S": "3"}).lines()
+    assert f'cloud.engine = "big"  # {tmp_path}/x.toml' in lines
+    assert "planner.margin = 0.3  # --set planner.margin" in lines
+    assert "limits.drain_s = 3.0  # environment PICE_LIMITS__DRAIN_S" in lines
+    assert "planner.max_points = 24" in lines
+    assert tomllib.loads("\n".join(lines))["limits"]["max_deliveries"] == 5
