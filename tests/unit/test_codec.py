@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import msgpack
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pice.core import (
@@ -124,6 +124,7 @@ def test_schema_pins_every_tag() -> None:
 
 
 @pytest.mark.parametrize("tag", TYPES)
+@settings(deadline=None)
 @given(data=st.data())
 def test_message_comes_back_as_it_was_sent(tag: str, data: st.DataObject) -> None:
     message = data.draw(values(TYPES[tag]))
@@ -268,11 +269,13 @@ def decodes_or_is_refused(payload: bytes) -> None:
     assert decode(encode(message)) == message
 
 
+@settings(deadline=None)
 @given(payload=st.binary(max_size=300))
 def test_any_bytes_are_a_message_or_refused(payload: bytes) -> None:
     decodes_or_is_refused(payload)
 
 
+@settings(deadline=None)
 @given(message=st.sampled_from(SAMPLES), at=st.integers(0, 5000), new=st.binary(min_size=1, max_size=4))
 def test_damaged_message_is_a_message_or_refused(message: Any, at: int, new: bytes) -> None:
     payload = bytearray(encode(message))
@@ -293,6 +296,7 @@ JUNK = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(message=st.sampled_from(SAMPLES), data=st.data())
 def test_message_with_a_wrong_value_is_a_message_or_refused(message: Any, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([field.name for field in fields(message)]))
