@@ -179,7 +179,7 @@ class EmulatedEngine:
         bounds = _bounds(tokens, self._piece_tokens, by_line=prompt.kind == "sketch")
         pieces = [Piece("".join(tokens[i:k]), k - i, logprobs[i:k]) for i, k in pairwise(bounds[:-1])]
         if fails:
-            return pieces[: len(pieces) // 2] or [Piece("")], EngineError(f"{self._info.model} failed midway")
+            return pieces[: len(bounds) // 2] or [Piece("")], EngineError(f"{self._info.model} failed midway")
         i, k = bounds[-2:]
         pieces.append(Piece("".join(tokens[i:k]), k - i, logprobs[i:k], finish_reason, num_prompt_tokens))
         return pieces, None
@@ -358,19 +358,19 @@ class _Batch:
         if self.instant and not self._paused:
             sequence.num_ready, sequence.state = len(sequence.ends), "gone"
         else:
-            self._advance()
+            self._catch_up()
             self._waiting.append(sequence)
             self._advance()
         return sequence
 
     def leave(self, sequence: _Sequence) -> None:
         if sequence.state != "gone":
-            self._advance()
+            self._catch_up()
             self._release(sequence)
             self._advance()
 
     def fail(self, error: EngineError) -> None:
-        self._advance()
+        self._catch_up()
         for sequence in (*self._waiting, *(entry[2] for entry in (*self._prefilling, *self._decoding))):
             if sequence.state != "gone":
                 self._release(sequence)
@@ -379,7 +379,7 @@ class _Batch:
         self._advance()
 
     def pause(self) -> None:
-        self._advance()
+        self._catch_up()
         self._paused = True
         self._set_timer(math.inf)
 
@@ -390,7 +390,11 @@ class _Batch:
             self._advance()
 
     def _advance(self, due_s: float = 0.0) -> None:
-        """Lets happen what is due by now, or by `due_s` where the clock was rounded, and sets the timer anew."""
+        """Catches up, at least to `due_s` (a clock may be rounded), and sets the timer to what comes next."""
+        self._catch_up(due_s)
+        self._set_timer(math.inf if self._paused else self._next_s())
+
+    def _catch_up(self, due_s: float = 0.0) -> None:
         if self._paused:
             return
         now_s = max(due_s, asyncio.get_running_loop().time() - self._behind_s)
@@ -399,7 +403,6 @@ class _Batch:
             self._happen(event_s)
             self._admit()
         self._pass(now_s)
-        self._set_timer(event_s)
 
     def _set_timer(self, event_s: float) -> None:
         if self._timer is not None:
