@@ -332,7 +332,7 @@ class _Batch:
     """The sequences that share a model, as a fluid: while b of them decode, a step passes every `step_s` at b.
 
     One loop timer stands at the next event, the end of a prefill or of a piece. `_now_s` is on the batch's own
-    clock, which stands still in a pause; `_steps` have passed since it was last empty. Sequences that are gone stay
+    clock, which stands still in a pause; `_steps` have passed in all. Sequences that are gone stay
     in the heaps until they come up.
     """
 
@@ -464,8 +464,6 @@ class _Batch:
         self._num_free += sequence.state in ("prefilling", "decoding")
         self._num_decoding -= sequence.state == "decoding"
         sequence.state = "gone"
-        if not self._num_decoding:
-            self._steps = 0.0
 
 
 def _first(heap: _Heap) -> float:

@@ -231,6 +231,19 @@ def test_failure_ends_running_waiting_and_later_generations_until_resume() -> No
     assert run_virtual(main()) == [repr(EngineError("the board lost power"))] * 3 + [5]
 
 
+def test_reader_that_is_behind_sees_the_failure_next() -> None:
+    async def main() -> None:
+        made = await engine()
+        slow = made.generate(PROMPT, FIVE)
+        await anext(slow)
+        await asyncio.sleep(0.25)
+        made.fail_with(EngineError("the board lost power"))
+        await anext(slow)
+
+    with pytest.raises(EngineError, match="lost power"):
+        run_virtual(main())
+
+
 def test_close_while_paused_ends_generations_and_start_does_not_revive_it() -> None:
     async def main() -> tuple[object, object]:
         made = await engine()
