@@ -1,0 +1,1 @@
+"""The loops; each reads one topic and writes the next."""

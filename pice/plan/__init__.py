@@ -1,0 +1,1 @@
+"""Request -> plan; segment -> site."""

@@ -5,7 +5,7 @@ closed, once, by whoever comes first; its `attempt` counts the times a cloud nod
 an earlier attempt are refused (P4).
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -135,7 +135,7 @@ class Store(Protocol):
         """Appends to the request's events; dropped when it is closed or the attempt is fenced."""
         ...
 
-    def follow(self, request_id: str) -> AsyncIterator[Event]:
+    def follow(self, request_id: str) -> AsyncGenerator[Event, None]:
         """Events from the first kept one on; ends after the final one. May be read by several."""
         ...
 

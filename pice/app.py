@@ -1,0 +1,304 @@
+"""Settings -> running objects: the only place that names adapters. Also the loop, the signals and the exit code."""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pice.answer.score import Weights
+from pice.answer.steps import EnsemblePolicy
+from pice.config import load_settings
+from pice.core import CLOUD_SITE, Answer, Curve, Event, Message, Mode, Plan, Request, Sampling
+from pice.engine.base import Engine
+from pice.errors import InputError
+from pice.node.client import Client
+from pice.node.cloud import CloudNode, CloudPolicy
+from pice.node.collector import CollectorNode
+from pice.node.edge import Address, EdgeNode, EdgePolicy
+from pice.node.load import Load
+from pice.plan.planner import EarliestFinish, PlanPolicy
+from pice.settings import EmulatedSettings, EngineSettings, LlamaCppSettings, OpenAISettings, Settings
+from pice.sketch.prompts import load_prompts
+from pice.store.memory import MemoryStore
+from pice.transport.memory import MemoryTransport
+
+__all__ = ["Pipeline", "Shutdown", "load_settings", "make_engine", "open_pipeline", "run"]
+
+ASSUMED_CLOUD_CURVE = Curve(batch=(1, 16), step_s=(0.03, 0.05), prefill_s_per_token=0.0002, base_s=0.05)
+"""Of a server whose curve is not configured; an assumption, about a 70B model on eight accelerators."""
+INTERRUPTED = 130
+
+
+class Pipeline:
+    """A running pipeline. Safe to use from any number of tasks of its event loop."""
+
+    def __init__(self, settings: Settings, client: Client, cloud: CloudNode, rng: random.Random) -> None:
+        self.settings = settings
+        self._client = client
+        self._cloud = cloud
+        self._rng = rng
+
+    def new_request(
+        self,
+        question: str | Sequence[Message],
+        *,
+        mode: Mode | None = None,
+        timeout_s: float | None = None,
+        sampling: Sampling | None = None,
+    ) -> Request:
+        """A request with an id of its own.
+
+        Raises:
+            InputError: there is no question in it.
+        """
+        messages = (Message("user", question),) if isinstance(question, str) else tuple(question)
+        if not any(message.role == "user" and message.content.strip() for message in messages):
+            raise InputError("the question is empty: expected some text to answer")
+        timeout_s = self.settings.limits.request_timeout_s if timeout_s is None else timeout_s
+        return Request(f"req_{self._rng.getrandbits(96):024x}", messages, sampling or Sampling(), timeout_s, mode)
+
+    def stream(self, request: Request) -> AsyncGenerator[Event, None]:
+        """What happens, as it happens; see `pice.node.client.Client.stream`."""
+        return self._client.stream(request)
+
+    async def ask_request(self, request: Request) -> Answer:
+        """The answer; see `pice.node.client.Client.ask`."""
+        return await self._client.ask(request)
+
+    async def ask(
+        self,
+        question: str | Sequence[Message],
+        *,
+        mode: Mode | None = None,
+        timeout_s: float | None = None,
+        sampling: Sampling | None = None,
+    ) -> Answer:
+        """The answer to one question."""
+        return await self.ask_request(self.new_request(question, mode=mode, timeout_s=timeout_s, sampling=sampling))
+
+    async def plan(self, request: Request) -> Plan:
+        """What would be done about a request now, and how long it is predicted to take."""
+        return await self._cloud.plan(request)
+
+
+@asynccontextmanager
+async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
+    """All nodes in this process on the in-memory transport, ready to answer; drained and closed on leaving.
+
+    Raises:
+        ModelLoadError: an engine cannot be used.
+    """
+    rng = random.Random(int.from_bytes(os.urandom(16)))
+    async with AsyncExitStack() as stack:
+        engines = await _start_engines(settings, rng, stack)
+        limits = settings.limits
+        transport = MemoryTransport(max_bytes=limits.max_message_bytes)
+        stack.push_async_callback(transport.close)
+        store = MemoryStore(max_open=limits.max_open_requests, record_ttl_s=limits.record_ttl_s)
+        cloud_engine = engines[CLOUD_SITE][0]
+        load = Load()
+        cloud = CloudNode(
+            transport=transport,
+            store=store,
+            engine=cloud_engine,
+            load=load,
+            planner=EarliestFinish(_plan_policy(settings)),
+            prompts=load_prompts(settings.cloud.prompts),
+            policy=_cloud_policy(settings),
+        )
+        collector = CollectorNode(
+            transport=transport,
+            store=store,
+            planner=EarliestFinish(_plan_policy(settings)),
+            policy=_ensemble_policy(settings),
+            drain_s=limits.drain_s,
+        )
+        prompts = load_prompts(settings.cloud.prompts)
+        edges = [
+            EdgeNode(
+                Address(CLOUD_SITE, CLOUD_SITE, 0),
+                transport=transport,
+                store=store,
+                engines=[(cloud_engine, load, prompts)],
+                policy=EdgePolicy(max_deliveries=limits.max_deliveries, drain_s=limits.drain_s),
+            )
+        ]
+        for partition, (name, site) in enumerate(settings.sites.items()):
+            site_prompts = load_prompts(site.prompts)
+            edges.append(
+                EdgeNode(
+                    Address(name, site.pool, partition, site.rtt_s),
+                    transport=transport,
+                    store=store,
+                    engines=[(engine, Load(), site_prompts) for engine in engines[name]],
+                    policy=EdgePolicy(
+                        window=site.window,
+                        order=site.order,
+                        max_deliveries=limits.max_deliveries,
+                        drain_s=limits.drain_s,
+                    ),
+                )
+            )
+        for edge in edges:
+            await edge.announce()
+        async with _running([cloud.run, collector.run, *(edge.run for edge in edges)]):
+            yield Pipeline(settings, Client(transport, store), cloud, rng)
+
+
+Run = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+
+
+@asynccontextmanager
+async def _running(nodes: Sequence[Run]) -> AsyncIterator[None]:
+    """Runs nodes until the block ends, then drains them. An error of a node ends the block; one error comes out as
+    itself, not as a group."""
+    stopping = asyncio.Event()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for node in nodes:
+                tasks.create_task(node(stopping))
+            yield
+            stopping.set()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
+
+
+async def _start_engines(settings: Settings, rng: random.Random, stack: AsyncExitStack) -> dict[str, list[Engine]]:
+    """Each site's own engines, the cloud's among them, loaded and ready."""
+    wanted = {CLOUD_SITE: [settings.cloud.engine]} | {name: list(site.engines) for name, site in settings.sites.items()}
+    num_local = sum(settings.engines[name].kind == "llama_cpp" for names in wanted.values() for name in names)
+    num_threads = max(1, (os.cpu_count() or 1) // max(1, num_local))
+    engines = {
+        site: [make_engine(settings.engines[name], rng, num_threads=num_threads) for name in names]
+        for site, names in wanted.items()
+    }
+    for engine in (engine for site in engines.values() for engine in site):
+        stack.push_async_callback(engine.close)
+        await engine.start()
+    return engines
+
+
+def make_engine(settings: EngineSettings, rng: random.Random, *, num_threads: int) -> Engine:
+    """The engine that settings describe, not started. `num_threads` is used where the settings leave it open."""
+    curve = settings.curve.curve() if settings.curve else None
+    match settings:
+        case EmulatedSettings():
+            from pice.engine.emulated import EmulatedEngine, TextStyle
+
+            return EmulatedEngine(
+                model=settings.model,
+                curve=settings.curve.curve(),
+                seed=settings.seed,
+                context_tokens=settings.context_tokens,
+                max_inflight=settings.max_inflight,
+                piece_tokens=settings.piece_tokens,
+                style=TextStyle(**settings.style.model_dump()),
+            )
+        case LlamaCppSettings():
+            from pice.engine.llama_cpp import LlamaCppEngine
+
+            return LlamaCppEngine(
+                path=settings.path,
+                n_ctx=settings.n_ctx,
+                n_seq_max=settings.n_seq_max,
+                n_threads=settings.n_threads or num_threads,
+                n_batch=settings.n_batch,
+                n_gpu_layers=settings.n_gpu_layers,
+                chat_template=settings.chat_template or None,
+                curve=curve,
+            )
+        case OpenAISettings():
+            from pice.engine.openai import OpenAIEngine
+
+            return OpenAIEngine(
+                base_url=settings.base_url,
+                model=settings.model,
+                api_key=settings.api_key.get_secret_value() if settings.api_key else "",
+                context_tokens=settings.context_tokens,
+                max_inflight=settings.max_inflight,
+                curve=curve or ASSUMED_CLOUD_CURVE,
+                rng=rng,
+                connect_s=settings.connect_timeout_s,
+                first_token_s=settings.first_token_timeout_s,
+                between_tokens_s=settings.between_tokens_timeout_s,
+                extra_body=settings.extra_body,
+                max_retries=settings.max_retries,
+                dialect=settings.dialect,
+            )
+
+
+def _plan_policy(settings: Settings) -> PlanPolicy:
+    planner = settings.planner
+    return PlanPolicy(
+        margin=planner.margin,
+        sketch_ratio=planner.sketch_ratio,
+        segment_words=planner.segment_words,
+        max_segments=planner.max_segments,
+        assumed_answer_words=planner.assumed_answer_words,
+    )
+
+
+def _cloud_policy(settings: Settings) -> CloudPolicy:
+    return CloudPolicy(
+        max_inflight=settings.cloud.max_inflight,
+        max_deliveries=settings.limits.max_deliveries,
+        drain_s=settings.cloud.drain_s,
+        max_points=settings.planner.max_points,
+        eager=settings.planner.eager,
+        sketch_grammar=settings.cloud.sketch_grammar,
+    )
+
+
+def _ensemble_policy(settings: Settings) -> EnsemblePolicy:
+    ensemble, planner = settings.ensemble, settings.planner
+    return EnsemblePolicy(
+        weights=Weights(**ensemble.weights.model_dump()),
+        max_candidates=ensemble.max_candidates,
+        second_opinion_below=ensemble.second_opinion_below,
+        hedge_factor=planner.hedge_factor,
+        hedge_min_s=planner.hedge_min_s,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """`draining` is set by the first SIGINT or SIGTERM; the second cancels the main task."""
+
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def run(main: Callable[[Shutdown], Coroutine[Any, Any, int]]) -> int:
+    """Runs `main` on uvloop (or asyncio's own loop where there is none) and returns its exit code; 130 when it was
+    cut short by a second signal."""
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_with_signals(main))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        return INTERRUPTED
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _with_signals(main: Callable[[Shutdown], Coroutine[Any, Any, int]]) -> int:
+    shutdown, loop, task = Shutdown(), asyncio.get_running_loop(), asyncio.current_task()
+
+    def stop() -> None:
+        if shutdown.draining.is_set() and task is not None:
+            task.cancel()
+        shutdown.draining.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    return await main(shutdown)

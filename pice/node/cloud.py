@@ -1,0 +1,136 @@
+"""Requests -> plans -> direct answers, or sketches whose segments leave as soon as they are complete."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from pice.core import Event, Failure, Plan, Record, Request
+from pice.engine.base import Engine
+from pice.errors import DecodeError, PiceError
+from pice.message.codec import decode_as
+from pice.node.consume import backoff_s, bury, consume
+from pice.node.inflight import InFlight, Work
+from pice.node.load import Load
+from pice.node.placing import Placer
+from pice.node.sites import SiteNews
+from pice.node.sketching import Attempt, Tools
+from pice.plan.base import Planner
+from pice.sketch.prompts import PromptSet
+from pice.store.base import Store
+from pice.transport.base import REQUESTS, Delivery, Subscription, Transport
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CloudPolicy:
+    """Settings of a cloud node; see `pice.settings`."""
+
+    max_inflight: int = 16
+    max_deliveries: int = 5
+    drain_s: float = 10.0
+    max_points: int = 24
+    eager: bool = True
+    sketch_grammar: bool = False
+    text_interval_s: float = 0.05
+    site_news_age_s: float = 0.25
+
+
+class CloudNode:
+    """Serves `pice.requests` beside one cloud engine. Several may run; they share one consumer group."""
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        store: Store,
+        engine: Engine,
+        load: Load,
+        planner: Planner,
+        prompts: PromptSet,
+        policy: CloudPolicy,
+    ) -> None:
+        self._transport = transport
+        self._store = store
+        self._engine = engine
+        self._planner = planner
+        self._prompts = prompts
+        self._policy = policy
+        self._news = SiteNews(store, planner, max_age_s=policy.site_news_age_s)
+        placer = Placer(transport, store, planner)
+        self._tools = Tools(store, engine, load, planner, placer, prompts, policy.max_points, policy.text_interval_s)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Serves until `stopping` is set, then drains."""
+        subscription = await self._transport.subscribe(REQUESTS, group="cloud", prefetch=self._policy.max_inflight)
+        inflight = InFlight(subscription)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(inflight.watch(self._store.notices()))
+                await consume(
+                    subscription,
+                    lambda delivery: self._serve(subscription, inflight, delivery),
+                    limit=self._policy.max_inflight,
+                    stopping=stopping,
+                    drain_s=self._policy.drain_s,
+                )
+                watch.cancel()
+        finally:
+            await subscription.close()
+
+    async def plan(self, request: Request) -> Plan:
+        """The plan this node would make now."""
+        await self._news.refresh()
+        num_prompt_tokens = await self._engine.count_tokens(self._prompts.answer(request.messages))
+        return self._planner.decide(request, num_prompt_tokens)
+
+    async def _serve(self, subscription: Subscription, inflight: InFlight, delivery: Delivery) -> None:
+        try:
+            request = decode_as(Request, delivery.payload)
+        except DecodeError as error:
+            await bury(self._transport, delivery, str(error))
+            await subscription.ack(delivery)
+            return
+        if (record := await self._store.begin(request.request_id)) is None:
+            await subscription.ack(delivery)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        work = Work(request.request_id, record.attempt, -1, delivery, task.cancel)
+        inflight.add(work)
+        try:
+            await self._attempt(subscription, delivery, record)
+        finally:
+            inflight.remove(work)
+
+    async def _attempt(self, subscription: Subscription, delivery: Delivery, record: Record) -> None:
+        request_id = record.request.request_id
+        try:
+            await self._answer(record)
+        except PiceError as error:
+            if error.retriable and delivery.num_deliveries < self._policy.max_deliveries:
+                log.warning("request %s attempt %d will be tried again: %s", request_id, record.attempt, error)
+                await subscription.release(delivery, delay_s=backoff_s(delivery.num_deliveries))
+                return
+            log.warning("request %s failed: %s", request_id, error)
+            if error.retriable:
+                await bury(self._transport, delivery, f"failed {delivery.num_deliveries} times: {error}")
+            failure = Failure(request_id, error.code, str(error), error.retriable)
+            await self._store.close_request(request_id, record.attempt, failure)
+        await subscription.ack(delivery)
+
+    async def _answer(self, record: Record) -> None:
+        request = record.request
+        plan = await self.plan(request)
+        if not await self._store.planned(request.request_id, record.attempt, plan):
+            return
+        event = Event(request.request_id, "planned", self._store.now(), record.attempt, plan=plan)
+        await self._store.emit(event)
+        attempt = Attempt(self._tools, record, plan)
+        if plan.mode == "cloud":
+            await attempt.answer_here()
+        elif plan.mode == "edge":
+            await attempt.answer_at_edge()
+        else:
+            constrained = self._policy.sketch_grammar
+            await attempt.sketch(eager=self._policy.eager, constrained=constrained)

@@ -1,0 +1,150 @@
+"""Candidates -> choices -> answers; and what is overdue -> another place."""
+
+import asyncio
+import logging
+from collections.abc import Collection
+
+from pice.answer.normalise import ModelStats
+from pice.answer.steps import Choose, Close, EnsemblePolicy, Place, Step, next_steps
+from pice.core import Answer, Candidate, Event, Placement, Segment, Span
+from pice.errors import DecodeError, TransportError
+from pice.message.codec import decode_as
+from pice.node.consume import bury, consume
+from pice.node.placing import Placer
+from pice.node.sites import SiteNews
+from pice.plan.base import Planner, Target, Where
+from pice.store.base import Counted, Store
+from pice.transport.base import CANDIDATES, Delivery, Subscription, Transport
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 64
+_RETRY_S = 0.5
+
+
+class CollectorNode:
+    """Counts candidates, settles segments, closes requests. Several may run; they share one consumer group."""
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        store: Store,
+        planner: Planner,
+        policy: EnsemblePolicy,
+        drain_s: float = 10.0,
+        site_news_age_s: float = 0.25,
+    ) -> None:
+        self._transport = transport
+        self._store = store
+        self._planner = planner
+        self._policy = policy
+        self._drain_s = drain_s
+        self._stats = ModelStats()
+        self._placer = Placer(transport, store, planner)
+        self._news = SiteNews(store, planner, max_age_s=site_news_age_s)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Serves until `stopping` is set, then drains."""
+        subscription = await self._transport.subscribe(CANDIDATES, group="collectors", prefetch=2 * _AT_ONCE)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                overdue = tasks.create_task(self._serve_due())
+                await consume(
+                    subscription,
+                    lambda delivery: self._serve(subscription, delivery),
+                    limit=_AT_ONCE,
+                    stopping=stopping,
+                    drain_s=self._drain_s,
+                )
+                overdue.cancel()
+        finally:
+            await subscription.close()
+
+    async def _serve(self, subscription: Subscription, delivery: Delivery) -> None:
+        """Counts one candidate. It is acknowledged after all that follows from it was done, so a repeat of it
+        does again what a collector that died had left."""
+        try:
+            candidate = decode_as(Candidate, delivery.payload)
+        except DecodeError as error:
+            await bury(self._transport, delivery, str(error))
+        else:
+            await self._count(delivery, candidate)
+        await subscription.ack(delivery)
+
+    async def _count(self, delivery: Delivery, candidate: Candidate) -> None:
+        counted = await self._store.add_candidate(candidate)
+        if counted is Counted.FOREIGN:
+            reason = f"site {candidate.site!r} was never given segment {candidate.request_id}/{candidate.index}"
+            await bury(self._transport, delivery, reason)
+        if counted is Counted.NEW:
+            self._planner.finished(candidate)
+            if candidate.logprob_mean is not None and not candidate.error:
+                self._stats.observe(candidate.model, candidate.logprob_mean)
+        if counted in (Counted.NEW, Counted.REPEATED):
+            await self._advance(candidate.request_id)
+
+    async def _serve_due(self) -> None:
+        while True:
+            for request_id in await self._store.take_due():
+                await self._advance(request_id)
+
+    async def _advance(self, request_id: str) -> None:
+        """Takes every step that the record allows now, then says when to look again."""
+        await self._news.refresh()
+        while (record := await self._store.record(request_id)) is not None and record.outcome is None:
+            steps, wake_s = next_steps(record, self._store.now(), self._policy, self._stats, self._place)
+            try:
+                for step in steps:
+                    await self._take(request_id, record.attempt, step)
+            except TransportError as error:
+                log.warning("request %s: %s", request_id, error)
+                await self._store.set_due(request_id, self._store.now() + _RETRY_S)
+                return
+            if not steps:
+                await self._store.set_due(request_id, wake_s)
+                return
+
+    async def _take(self, request_id: str, attempt: int, step: Step) -> None:
+        match step:
+            case Choose(span):
+                if await self._store.choose(request_id, attempt, span):
+                    await self._store.emit(_chosen(request_id, attempt, span))
+            case Place(segment, placement):
+                await self._placer.send(segment, placement)
+            case Close(outcome):
+                closed = await self._store.close_request(request_id, attempt, outcome)
+                if closed and isinstance(outcome, Answer):
+                    self._planner.learn(outcome)
+
+    def _place(
+        self,
+        segment: Segment,
+        exclude: Collection[Target],
+        exclude_models: Collection[str],
+        where: Where,
+        reason: str,
+    ) -> Placement | None:
+        return self._planner.place(
+            segment,
+            self._store.now(),
+            exclude=exclude,
+            exclude_models=exclude_models,
+            where=where,
+            reason=reason,
+        )
+
+
+def _chosen(request_id: str, attempt: int, span: Span) -> Event:
+    return Event(
+        request_id,
+        "segment_chosen",
+        span.chosen_s,
+        attempt,
+        span.index,
+        text=span.text,
+        site=span.site,
+        model=span.model,
+        confidence=span.confidence,
+        points=span.points,
+    )

@@ -1,0 +1,54 @@
+"""The deliveries a node is working on, so that news of unwanted work can end them (P4, P8, P11)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pice.store.base import Notices, Unwanted
+from pice.transport.base import Delivery, Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One delivery's identity; `index` is -1 for a whole request. `drop` ends what is being done about it."""
+
+    request_id: str
+    attempt: int
+    index: int
+    delivery: Delivery
+    drop: Callable[[], object]
+
+
+class InFlight:
+    """Deliveries in hand, by request."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._work: dict[str, list[Work]] = {}
+
+    def add(self, work: Work) -> None:
+        self._work.setdefault(work.request_id, []).append(work)
+
+    def remove(self, work: Work) -> None:
+        kept = self._work.get(work.request_id)
+        if kept and work in kept:
+            kept.remove(work)
+            if not kept:
+                del self._work[work.request_id]
+
+    async def watch(self, notices: Notices) -> None:
+        """Drops and acknowledges what is no longer wanted, as the news of it comes; runs until cancelled."""
+        try:
+            while True:
+                for work in self._unwanted(await notices.receive()):
+                    self.remove(work)
+                    work.drop()
+                    await self._subscription.ack(work.delivery)
+        finally:
+            await notices.close()
+
+    def _unwanted(self, news: Unwanted) -> list[Work]:
+        return [
+            work
+            for work in self._work.get(news.request_id, ())
+            if work.attempt <= news.attempt and news.index in (None, work.index)
+        ]

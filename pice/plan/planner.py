@@ -1,0 +1,174 @@
+"""The first planner: earliest predicted finish, progressive only where it beats the cloud."""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from pice.core import (
+    Answer,
+    Candidate,
+    ModelState,
+    Placement,
+    Plan,
+    Request,
+    Segment,
+    SiteState,
+)
+from pice.plan.base import TOKENS_PER_WORD, Target, Where
+from pice.plan.board import SiteBoard
+from pice.plan.estimate import decode_s, finish_s, prefill_s, wait_s
+
+_SEGMENT_PROMPT_TOKENS = 80
+"""What the expand prompt adds to the question itself, sketch included; a planning figure."""
+_ROUNDS_OF_MEMORY = 200
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPolicy:
+    """Settings of the planner; see `pice.config.PlannerSettings` for what each is for."""
+
+    margin: float = 0.1
+    sketch_ratio: float = 0.2
+    segment_words: int = 60
+    max_segments: int = 16
+    assumed_answer_words: int = 250
+
+
+class EarliestFinish:
+    """See `pice.plan.base.Planner`. Answer lengths are the median of the last 200 answers, or an assumption."""
+
+    def __init__(self, policy: PlanPolicy) -> None:
+        self._policy = policy
+        self._board = SiteBoard()
+        self._lengths: deque[int] = deque(maxlen=_ROUNDS_OF_MEMORY)
+
+    def see(self, sites: Sequence[SiteState]) -> None:
+        self._board.see(sites)
+
+    def address(self, site: str) -> tuple[str, int]:
+        return self._board.address(site)
+
+    def decide(self, request: Request, num_prompt_tokens: int) -> Plan:
+        cloud = self._board.cloud()
+        edges = [(site, model) for _, site, model in self._board.edges()]
+        words = round(self._expected_tokens(request) / TOKENS_PER_WORD)
+        if cloud is None and not edges:
+            return Plan("cloud", "no site is up", answer_words=words)
+        if cloud is None:
+            return Plan("edge", "the cloud site is not up", answer_words=words)
+        if not edges:
+            return self._at_cloud("no edge site is up", request, cloud[2], num_prompt_tokens)
+        return self._weigh(request, num_prompt_tokens, cloud[2], edges)
+
+    def place(
+        self,
+        segment: Segment,
+        now_s: float,
+        *,
+        exclude: Collection[Target] = (),
+        exclude_models: Collection[str] = (),
+        where: Where = "anywhere",
+        reason: str = "first",
+    ) -> Placement | None:
+        tokens, prompt_tokens = round(segment.words * TOKENS_PER_WORD), prompt_size(segment)
+        best: tuple[float, str, str] | None = None
+        for target, site, model in self._choices(where, exclude, exclude_models):
+            if prompt_tokens + tokens <= model.context_tokens:
+                found = (finish_s(model, prompt_tokens, tokens, site.rtt_s), target.site, target.model)
+                best = min(best or found, found)
+        if best is None:
+            return None
+        self._board.sent(Target(best[1], best[2]), tokens, now_s)
+        return Placement(best[1], best[2], now_s, now_s + best[0], reason)
+
+    def finished(self, candidate: Candidate) -> None:
+        self._board.finished(candidate)
+
+    def learn(self, answer: Answer) -> None:
+        self._lengths.append(answer.usage.num_answer_tokens)
+
+    def _choices(
+        self, where: Where, exclude: Collection[Target], exclude_models: Collection[str]
+    ) -> list[tuple[Target, SiteState, ModelState]]:
+        """What is left to choose from; equals are told apart by name, so that the same input gives the same place."""
+        edges = [] if where == "cloud" else list(self._board.edges())
+        left = [item for item in edges if item[0] not in exclude and item[0].model not in exclude_models]
+        cloud = self._board.cloud()
+        if left or where == "edge" or cloud is None or cloud[0] in exclude:
+            return left
+        return [cloud]
+
+    def _weigh(
+        self, request: Request, num_prompt_tokens: int, cloud: ModelState, edges: list[tuple[SiteState, ModelState]]
+    ) -> Plan:
+        plan = self._progressive(request, num_prompt_tokens, cloud, edges)
+        if request.mode is not None:
+            return replace(plan, mode=request.mode, reason="asked for by the request")
+        if request.sampling.stop:
+            return replace(plan, mode="cloud", reason="stop strings bind one text from its start to its end")
+        if cloud.num_outstanding >= cloud.max_inflight:
+            return replace(plan, reason="the cloud is saturated: a sketch frees it sooner")
+        if plan.t_progressive_s < plan.t_cloud_s * (1 - self._policy.margin):
+            return replace(plan, reason="predicted to be faster by more than the margin")
+        return replace(plan, mode="cloud", reason="a sketch is not predicted to be faster by the margin")
+
+    def _progressive(
+        self, request: Request, num_prompt_tokens: int, cloud: ModelState, edges: list[tuple[SiteState, ModelState]]
+    ) -> Plan:
+        """The plan if the request is sketched, with the predicted times of all three modes."""
+        policy, tokens = self._policy, self._expected_tokens(request)
+        words = tokens / TOKENS_PER_WORD
+        num_segments = max(1, min(policy.max_segments, round(words / policy.segment_words)))
+        ends = self._segment_times(edges, num_segments, tokens / num_segments, num_prompt_tokens)
+        sketch_tokens = policy.sketch_ratio * tokens
+        start_s = wait_s(cloud) + prefill_s(cloud.curve, num_prompt_tokens)
+        written_s = [decode_s(cloud, sketch_tokens * (j + 1) / num_segments) for j in range(num_segments)]
+        return Plan(
+            "progressive",
+            "",
+            t_cloud_s=finish_s(cloud, num_prompt_tokens, tokens),
+            t_progressive_s=start_s + max(t_j + end for t_j, end in zip(written_s, ends, strict=True)),
+            t_edge_s=min(finish_s(model, num_prompt_tokens, tokens, site.rtt_s) for site, model in edges),
+            sketch_words=max(10, round(policy.sketch_ratio * words)),
+            segment_words=policy.segment_words,
+            max_segments=policy.max_segments,
+            answer_words=round(words),
+        )
+
+    def _segment_times(
+        self,
+        edges: list[tuple[SiteState, ModelState]],
+        num_segments: int,
+        tokens: float,
+        num_prompt_tokens: int,
+    ) -> list[float]:
+        """Seconds each of the segments would take, placed one after another where it would be finished first."""
+        load, ends = list(edges), list[float]()
+        prompt_tokens = num_prompt_tokens + _SEGMENT_PROMPT_TOKENS
+        for _ in range(num_segments):
+            times = [finish_s(model, prompt_tokens, tokens, site.rtt_s) for site, model in load]
+            best = min(range(len(load)), key=times.__getitem__)
+            ends.append(times[best])
+            load[best] = (load[best][0], _busier(load[best][1], round(tokens)))
+        return ends
+
+    def _at_cloud(self, reason: str, request: Request, cloud: ModelState, num_prompt_tokens: int) -> Plan:
+        tokens = self._expected_tokens(request)
+        t_cloud_s = finish_s(cloud, num_prompt_tokens, tokens)
+        return Plan("cloud", reason, t_cloud_s=t_cloud_s, answer_words=round(tokens / TOKENS_PER_WORD))
+
+    def _expected_tokens(self, request: Request) -> float:
+        assumed = self._policy.assumed_answer_words * TOKENS_PER_WORD
+        return min(median(self._lengths) if self._lengths else assumed, request.sampling.max_tokens)
+
+
+def prompt_size(segment: Segment) -> int:
+    """An upper planning figure for the tokens of a segment's prompt: three bytes a token, and the frame around it."""
+    num_bytes = sum(len(message.content.encode()) for message in segment.messages)
+    num_bytes += sum(len(point.text.encode()) for point in segment.sketch)
+    return num_bytes // 3 + _SEGMENT_PROMPT_TOKENS
+
+
+def _busier(model: ModelState, tokens: int) -> ModelState:
+    return replace(model, num_outstanding=model.num_outstanding + 1, backlog_tokens=model.backlog_tokens + tokens)
