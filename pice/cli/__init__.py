@@ -1,0 +1,51 @@
+"""The `pice` command. Commands parse, load the settings and call `pice.app`; what fails is said in one line."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pice import __version__
+from pice.cli import ask, config, doctor, plan
+from pice.cli.session import report
+from pice.errors import PiceError
+
+EPILOG = (
+    "Exit codes: 0 done; 1 the request failed, or doctor found something missing; 2 wrong usage, settings or input; "
+    "3 a batch finished with failures; 130 interrupted."
+)
+
+app = typer.Typer(
+    name="pice",
+    help="Progressive LLM inference: the cloud model sketches, small models expand in parallel.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(ask.ask)
+app.command()(plan.plan)
+app.command()(doctor.doctor)
+app.add_typer(config.commands, name="config")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pice {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of `pice` itself."""
+
+
+def main() -> None:
+    """Entry point. Every error this package raises on purpose becomes one `error:` line and an exit code."""
+    try:
+        app()
+    except PiceError as error:
+        sys.exit(report(error))

@@ -1,0 +1,21 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", envvar="PICE_CONFIG", metavar="FILE", help="TOML file; see config/ for examples."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Overrides one setting, as in planner.margin=0.2; may be repeated."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")]
+QuestionArgument = Annotated[str, typer.Argument(help="The question, or - to read it from standard input.")]
+SystemOption = Annotated[str, typer.Option("--system", metavar="TEXT", help="A system message to go before it.")]
+MaxTokensOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")]

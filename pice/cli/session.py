@@ -1,0 +1,64 @@
+"""What every command that asks something does around its own work: open, interrupt, report."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import typer
+
+from pice.app import Pipeline, Shutdown, open_pipeline, run
+from pice.core import Message
+from pice.errors import ConfigError, InputError, ModelLoadError, PiceError
+from pice.settings import Settings
+
+OK, FAILED, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes: done; the request failed; what was given is wrong; a batch has failures; stopped by a signal."""
+
+
+def report(error: PiceError) -> int:
+    """Says on standard error what is wrong, and returns the exit code for it."""
+    for line in str(error).splitlines():
+        typer.echo(f"error: {line}", err=True)
+    return REFUSED if isinstance(error, ConfigError | InputError | ModelLoadError) else FAILED
+
+
+def messages(question: str, system: str = "") -> tuple[Message, ...]:
+    """The conversation to send; `-` reads the question from standard input.
+
+    Raises:
+        InputError: there is no question.
+    """
+    text = _standard_input() if question == "-" else question
+    if not text.strip():
+        raise InputError("the question is empty: give it as an argument, or - to read it from standard input")
+    before = (Message("system", system),) if system else ()
+    return (*before, Message("user", text.strip()))
+
+
+def _standard_input() -> str:
+    try:
+        return typer.get_binary_stream("stdin").read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input must be UTF-8 text: {error}") from error
+
+
+def with_pipeline(settings: Settings, body: Callable[[Pipeline], Awaitable[int]]) -> int:
+    """Exit code of `body` with an open pipeline. A signal cancels it, waits for its cleanup and gives 130."""
+
+    async def main(shutdown: Shutdown) -> int:
+        async with asyncio.TaskGroup() as group:
+            work = group.create_task(_reported(settings, body))
+            stop = group.create_task(shutdown.draining.wait())
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            work.cancel()
+            stop.cancel()
+        return INTERRUPTED if work.cancelled() else work.result()
+
+    return run(main)
+
+
+async def _reported(settings: Settings, body: Callable[[Pipeline], Awaitable[int]]) -> int:
+    try:
+        async with open_pipeline(settings) as pipeline:
+            return await body(pipeline)
+    except PiceError as error:
+        return report(error)
