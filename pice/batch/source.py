@@ -1,0 +1,81 @@
+"""The input of a batch: its lines, read one at a time, and what can be said of them before anything runs."""
+
+import codecs
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pice.batch.format import MAX_LINE_BYTES, Key, key_of, parse_line
+from pice.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """An input that was read through once: which keys it holds, and why the invalid ones of them are invalid."""
+
+    path: Path
+    keys: frozenset[Key]
+    num_invalid: int
+    first_fault: str = ""
+
+
+def read_lines(path: Path) -> Generator[tuple[int, bytes], None, None]:
+    """Number (from 1) and bytes of each line that is not blank.
+
+    A line longer than `MAX_LINE_BYTES` is cut one byte beyond it, which `parse_line` refuses: no line, however
+    long, is held in memory.
+    """
+    with path.open("rb") as file:
+        number = 0
+        while raw := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            tail = raw
+            while len(tail) > MAX_LINE_BYTES and not tail.endswith(b"\n"):
+                tail = file.readline(MAX_LINE_BYTES + 1)
+            raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            if raw.strip():
+                yield number, raw
+
+
+def survey(path: Path) -> Survey:
+    """Reads the whole input. Memory grows by the custom_ids alone.
+
+    Raises:
+        InputError: the file cannot be read, or two lines have the same custom_id.
+    """
+    numbers: dict[Key, int] = {}
+    num_invalid, first_fault = 0, ""
+    try:
+        for number, raw in read_lines(path):
+            _note(numbers, key_of(raw, number), number)
+            if fault := _fault(raw, number):
+                num_invalid, first_fault = num_invalid + 1, first_fault or fault
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; expected a file of batch lines") from error
+    return Survey(path, frozenset(numbers), num_invalid, first_fault)
+
+
+@contextlib.contextmanager
+def spooled(stream: BinaryIO) -> Iterator[Path]:
+    """A file with everything the stream gives, so that it can be read twice; gone at the end."""
+    with tempfile.NamedTemporaryFile(prefix="pice-batch-", suffix=".jsonl") as file:
+        shutil.copyfileobj(stream, file)
+        file.flush()
+        yield Path(file.name)
+
+
+def _note(numbers: dict[Key, int], key: Key, number: int) -> None:
+    if (first := numbers.setdefault(key, number)) != number:
+        raise InputError(f"lines {first} and {number} have the same custom_id {key!r}: each must have its own")
+
+
+def _fault(raw: bytes, number: int) -> str:
+    try:
+        parse_line(raw, number)
+    except InputError as error:
+        return str(error)
+    return ""
