@@ -1,0 +1,228 @@
+"""What every store promises; adapters are parameters of the `store` fixture."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from pice.core import (
+    Answer,
+    Candidate,
+    Curve,
+    Event,
+    Failure,
+    Message,
+    ModelState,
+    Placement,
+    Plan,
+    Point,
+    Request,
+    Sampling,
+    Segment,
+    SiteState,
+    Span,
+)
+from pice.errors import Full
+from pice.store.base import Counted, Store, Unwanted
+from pice.store.memory import MemoryStore
+
+MESSAGES = (Message("user", "Why?"),)
+REQUEST = Request("r1", MESSAGES, timeout_s=30)
+
+
+@pytest.fixture(params=["memory"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    store = MemoryStore(max_open=2, due_lease_s=0.05)
+    yield store
+    await store.close()
+
+
+def segment(index: int = 0, attempt: int = 1) -> Segment:
+    return Segment("r1", attempt, index, "expand", MESSAGES, (), (Point(index, "a", 10),), 10, Sampling(), 99.0)
+
+
+def placement(site: str = "paris") -> Placement:
+    return Placement(site, "m", 0.0, 1.0)
+
+
+def candidate(site: str = "paris", *, attempt: int = 1, index: int = 0) -> Candidate:
+    return Candidate("r1", attempt, index, site, "m", "text")
+
+
+def answer(attempt: int = 1) -> Answer:
+    return Answer("r1", "text", "cloud", "stop", attempt, Plan("cloud", ""))
+
+
+def span(index: int = 0, text: str = "text") -> Span:
+    return Span(index, text, "paris", "m", 0.5)
+
+
+async def opened(store: Store) -> None:
+    assert await store.open(REQUEST)
+    record = await store.begin("r1")
+    assert record is not None
+    assert record.attempt == 1
+
+
+async def placed(store: Store, *sites: str) -> None:
+    await opened(store)
+    for site in sites:
+        assert await store.place(segment(), placement(site))
+
+
+async def test_request_is_opened_once(store: Store) -> None:
+    assert await store.open(REQUEST)
+    assert not await store.open(REQUEST)
+
+
+async def test_too_many_open_requests_are_refused_until_one_ends(store: Store) -> None:
+    for name in ("r1", "r2"):
+        await store.open(Request(name, MESSAGES))
+    with pytest.raises(Full) as refused:
+        await store.open(Request("r3", MESSAGES))
+    assert refused.value.retry_after_s > 0
+    await store.close_request("r1", None, Failure("r1", "cancelled", ""))
+    assert await store.open(Request("r3", MESSAGES))
+
+
+async def test_later_attempt_fences_every_change_of_an_earlier_one(store: Store) -> None:
+    await placed(store, "paris")
+    again = await store.begin("r1")
+    assert again is not None
+    assert (again.attempt, again.segments) == (2, {})
+    assert not await store.planned("r1", 1, Plan("cloud", ""))
+    assert not await store.place(segment(1), placement())
+    assert not await store.seal("r1", 1, (), 1, num_prompt_tokens=0, num_output_tokens=0)
+    assert await store.add_candidate(candidate()) is Counted.STALE
+    assert not await store.choose("r1", 1, span())
+    assert not await store.wanted("r1", 1, 0)
+    assert not await store.close_request("r1", 1, answer())
+    assert await store.close_request("r1", 2, answer(2))
+
+
+async def test_unknown_request_is_refused_everywhere(store: Store) -> None:
+    assert await store.begin("r9") is None
+    assert await store.record("r9") is None
+    assert not await store.wanted("r9", 1, 0)
+    assert not await store.close_request("r9", None, Failure("r9", "x", ""))
+    assert [event async for event in store.follow("r9")] == []
+
+
+async def test_candidate_counts_once_however_often_it_arrives(store: Store) -> None:
+    await placed(store, "paris", "rome")
+    counted = [await store.add_candidate(candidate(site)) for site in ("paris", "paris", "rome", "paris")]
+    assert counted == [Counted.NEW, Counted.REPEATED, Counted.NEW, Counted.REPEATED]
+    record = await store.record("r1")
+    assert record is not None
+    assert list(record.segments[0].candidates) == [("paris", "m"), ("rome", "m")]
+
+
+async def test_candidate_from_a_site_the_segment_was_not_placed_at_is_foreign(store: Store) -> None:
+    await placed(store, "paris")
+    assert await store.add_candidate(candidate("rome")) is Counted.FOREIGN
+    assert await store.add_candidate(candidate(index=7)) is Counted.STALE
+
+
+async def test_segment_is_placed_once_at_each_site_and_not_after_its_choice(store: Store) -> None:
+    await placed(store, "paris")
+    assert not await store.place(segment(), placement("paris"))
+    await store.choose("r1", 1, span())
+    assert not await store.place(segment(), placement("rome"))
+
+
+async def test_placement_taken_back_can_be_made_again(store: Store) -> None:
+    await placed(store, "paris")
+    await store.unplace(segment(), placement("paris"))
+    assert await store.place(segment(), placement("paris"))
+
+
+async def test_first_choice_stands(store: Store) -> None:
+    await placed(store, "paris")
+    assert await store.choose("r1", 1, span(text="first"))
+    assert not await store.choose("r1", 1, span(text="second"))
+    record = await store.record("r1")
+    assert record is not None
+    assert record.segments[0].choice == span(text="first")
+    assert not await store.wanted("r1", 1, 0)
+
+
+async def test_request_ends_once_and_keeps_its_outcome(store: Store) -> None:
+    await opened(store)
+    assert await store.close_request("r1", 1, answer())
+    assert not await store.close_request("r1", None, Failure("r1", "cancelled", ""))
+    assert await store.begin("r1") is None
+    record = await store.record("r1")
+    assert record is not None
+    assert record.outcome == answer()
+
+
+async def test_events_are_followed_from_the_first_to_the_final_one(store: Store) -> None:
+    await opened(store)
+    await store.emit(Event("r1", "sketch_text", 0.0, 1, text="a"))
+    following = asyncio.ensure_future(_texts(store))
+    await asyncio.sleep(0)
+    await store.emit(Event("r1", "sketch_text", 0.0, 1, text="b"))
+    await store.emit(Event("r1", "sketch_text", 0.0, 0, text="of an earlier attempt"))
+    await store.close_request("r1", 1, answer())
+    await store.emit(Event("r1", "sketch_text", 0.0, 1, text="too late"))
+    async with asyncio.timeout(5):
+        assert await following == ["a", "b", "answered"]
+    assert await _texts(store) == ["a", "b", "answered"]
+
+
+async def _texts(store: Store) -> list[str]:
+    async with aclosing(store.follow("r1")) as events:
+        return [event.text or event.kind async for event in events]
+
+
+async def test_due_request_is_taken_once_and_again_after_its_lease(store: Store) -> None:
+    await opened(store)
+    await store.set_due("r1", store.now())
+    async with asyncio.timeout(5):
+        assert await store.take_due() == ["r1"]
+        taken_s = store.now()
+        assert await store.take_due() == ["r1"]
+    assert store.now() - taken_s >= 0.04
+
+
+async def test_sealing_makes_a_request_due(store: Store) -> None:
+    await opened(store)
+    waiting = asyncio.ensure_future(store.take_due())
+    await asyncio.sleep(0)
+    points = (Point(0, "a", 5),)
+    assert await store.seal("r1", 1, points, 1, num_prompt_tokens=3, num_output_tokens=4)
+    async with asyncio.timeout(5):
+        assert await waiting == ["r1"]
+    record = await store.record("r1")
+    assert record is not None
+    assert (record.sketch, record.num_segments, record.sketch_output_tokens) == (points, 1, 4)
+
+
+async def test_request_is_due_at_its_deadline_without_being_asked(store: Store) -> None:
+    await store.open(Request("r1", MESSAGES, timeout_s=0.02))
+    async with asyncio.timeout(5):
+        assert await store.take_due() == ["r1"]
+
+
+async def test_notices_tell_of_ended_requests_fenced_attempts_and_settled_segments(store: Store) -> None:
+    notices = store.notices()
+    await placed(store, "paris", "rome")
+    await store.choose("r1", 1, span())
+    await store.begin("r1")
+    await store.close_request("r1", 2, answer(2))
+    async with asyncio.timeout(5):
+        news = [await notices.receive() for _ in range(3)]
+    assert news == [Unwanted("r1", 1, 0), Unwanted("r1", 1), Unwanted("r1", 2)]
+    await notices.close()
+
+
+async def test_site_is_forgotten_when_its_heartbeat_stops(store: Store) -> None:
+    def state(site: str) -> SiteState:
+        model = ModelState("m", 4096, 4, Curve((1,), (0.1,)))
+        return SiteState(site, "main", 0, (model,), store.now())
+
+    await store.heartbeat(state("rome"), ttl_s=30)
+    await store.heartbeat(state("paris"), ttl_s=30)
+    await store.heartbeat(state("gone"), ttl_s=0)
+    assert [site.site for site in await store.sites()] == ["paris", "rome"]
