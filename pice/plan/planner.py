@@ -73,10 +73,9 @@ class EarliestFinish:
     ) -> Placement | None:
         tokens, prompt_tokens = round(segment.words * TOKENS_PER_WORD), prompt_size(segment)
         best: tuple[float, str, str] | None = None
-        for target, site, model in self._choices(where, exclude, exclude_models):
-            if prompt_tokens + tokens <= model.context_tokens:
-                found = (finish_s(model, prompt_tokens, tokens, site.rtt_s), target.site, target.model)
-                best = min(best or found, found)
+        for target, site, model in self._choices(where, exclude, exclude_models, prompt_tokens + tokens):
+            found = (finish_s(model, prompt_tokens, tokens, site.rtt_s), target.site, target.model)
+            best = min(best or found, found)
         if best is None:
             return None
         self._board.sent(Target(best[1], best[2]), tokens, now_s)
@@ -89,13 +88,13 @@ class EarliestFinish:
         self._lengths.append(answer.usage.num_answer_tokens)
 
     def _choices(
-        self, where: Where, exclude: Collection[Target], exclude_models: Collection[str]
+        self, where: Where, exclude: Collection[Target], exclude_models: Collection[str], num_tokens: int
     ) -> list[tuple[Target, SiteState, ModelState]]:
         """What is left to choose from; equals are told apart by name, so that the same input gives the same place."""
-        edges = [] if where == "cloud" else list(self._board.edges())
-        left = [item for item in edges if item[0] not in exclude and item[0].model not in exclude_models]
+        known = [] if where == "cloud" else list(self._board.edges())
+        left = [item for item in known if item[0].model not in exclude_models and _fits(item, exclude, num_tokens)]
         cloud = self._board.cloud()
-        if left or where == "edge" or cloud is None or cloud[0] in exclude:
+        if left or where == "edge" or cloud is None or not _fits(cloud, exclude, num_tokens):
             return left
         return [cloud]
 
@@ -172,3 +171,7 @@ def prompt_size(segment: Segment) -> int:
 
 def _busier(model: ModelState, tokens: int) -> ModelState:
     return replace(model, num_outstanding=model.num_outstanding + 1, backlog_tokens=model.backlog_tokens + tokens)
+
+
+def _fits(item: tuple[Target, SiteState, ModelState], exclude: Collection[Target], num_tokens: int) -> bool:
+    return item[0] not in exclude and num_tokens <= item[2].context_tokens
