@@ -76,7 +76,8 @@ class EmulatedEngine:
     token; from then on the generation is one of the b that share a decode step of `curve.step_s` at b (between the
     given batch sizes on a straight line, beyond them on the last one's, below them constant). Generations beyond
     `max_inflight` wait inside, first come first served. A curve of zeros sets no timer at all. Text comes in pieces
-    of `piece_tokens`, that of a sketch also ends a piece at each line.
+    of `piece_tokens`, that of a sketch also ends a piece at each line. A grammar is taken for that of a sketch: it
+    rules out direct and malformed ones.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -255,9 +256,10 @@ class _Writer:
             return self._prose(prompt.words, style.words_per_point)
         if prompt.kind == "answer":
             return self._prose(prompt.words, style.answer_words)
-        if self._happens(style.direct_rate):
+        if not prompt.grammar and self._happens(style.direct_rate):
             return self._prose(0, style.answer_words)
-        return self._sketch(prompt.words)
+        odd = not prompt.grammar and self._happens(style.malformed_rate)
+        return self._sketch(prompt.words, *(self._rng.choice(_ODD_SKETCHES) if odd else _SKETCH))
 
     def _happens(self, rate: float) -> bool:
         return rate > 0.0 and self._rng.random() < rate
@@ -278,10 +280,9 @@ class _Writer:
             words = words[size:]
         return " ".join(sentences)
 
-    def _sketch(self, asked: int) -> str:
-        """An outline of about the words asked for, in the format sketch prompts ask for or in an odd one."""
+    def _sketch(self, asked: int, header: str, line: str) -> str:
+        """An outline of about the words asked for, `line` for each point."""
         rng = self._rng
-        header, line = rng.choice(_ODD_SKETCHES) if self._happens(self._style.malformed_rate) else _SKETCH
         num_points = rng.randint(*self._style.points)
         num_words = max(1, asked // num_points) if asked else rng.randint(3, 6)
         return header + "".join(

@@ -399,10 +399,16 @@ def test_text_ends_before_the_earliest_stop_string_and_its_token_counts() -> Non
     assert (len(found), found[-1].finish_reason) == (2, "stop")
 
 
-def test_grammar_is_refused_except_for_a_sketch() -> None:
-    async def main(kind: PromptKind) -> str:
-        return await text(await engine(INSTANT), replace(PROMPT, kind=kind, grammar="root ::= .*"))
+async def constrained(kind: PromptKind) -> str:
+    made = await engine(INSTANT, style=TextStyle(direct_rate=0.5, malformed_rate=1.0))
+    return "".join([await text(made, replace(asking(kind, 0, number), grammar="root ::= .*")) for number in range(5)])
 
-    assert run_virtual(main("sketch")).startswith("OUTLINE")
+
+def test_grammar_keeps_a_sketch_in_its_format() -> None:
+    assert re.fullmatch(r"(OUTLINE\n(- \(\d+\)( \w+)+\n)+){5}", run_virtual(constrained("sketch")))
+
+
+@pytest.mark.parametrize("kind", ["answer", "expand"])
+def test_grammar_of_anything_but_a_sketch_is_refused(kind: PromptKind) -> None:
     with pytest.raises(UnsupportedParameter, match="grammar"):
-        run_virtual(main("expand"))
+        run_virtual(constrained(kind))
