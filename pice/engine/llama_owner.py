@@ -1,0 +1,212 @@
+"""What the thread that owns a llama.cpp model does: takes calls in, steps, and says what came of it."""
+
+import asyncio
+import math
+import queue
+import random
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pice.core import FinishReason, Prompt, Sampling
+from pice.engine.base import Piece
+from pice.engine.llama_batch import Batch, Sequence
+from pice.engine.llama_text import Text
+from pice.errors import EngineError, InputError, PiceError, PromptTooLong
+
+if TYPE_CHECKING:
+    from pice.engine.llama_native import Model, Sampler
+
+MAX_SEED = 2**32 - 1
+"""llama.cpp takes this one for "choose yourself"."""
+
+Answer = Piece | int | PiceError
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """Something asked of the owner: without `sampling`, the number of prompt tokens; else text.
+
+    The loop's side sets `cancelled`; the owner answers.
+    """
+
+    prompt: Prompt
+    sampling: Sampling | None = None
+    cancelled: bool = False
+    answers: "asyncio.Queue[Answer]" = field(default_factory=asyncio.Queue)
+
+
+@dataclass(eq=False, slots=True)
+class _Generation:
+    """A call for text under way. `num_tokens` and `logprobs` have not been handed out yet."""
+
+    call: Call
+    sequence: Sequence
+    sampler: "Sampler"
+    text: Text
+    num_tokens: int = 0
+    logprobs: list[float] = field(default_factory=list)
+
+
+class Owner:
+    """Runs in the thread that owns the model; all its state is that thread's own."""
+
+    def __init__(self, name: str, model: "Model", batch: Batch, rng: random.Random) -> None:
+        self._name = name
+        self._model = model
+        self._batch = batch
+        self._rng = rng
+        self._generations: dict[Sequence, _Generation] = {}
+        self._said: list[tuple[Call, Answer]] = []
+
+    def serve(
+        self,
+        inbox: "queue.SimpleQueue[Call | None]",
+        stopping: threading.Event,
+        say: Callable[[list[tuple[Call, Answer]]], None],
+    ) -> None:
+        """Works until `stopping` is set; None in the inbox wakes it for that."""
+        try:
+            while not stopping.is_set():
+                self._take_in(inbox)
+                self._drop_cancelled()
+                if self._generations:
+                    self._step()
+                said, self._said = self._said, []
+                if said:
+                    say(said)
+        finally:
+            for generation in self._generations.values():
+                generation.sampler.free()
+
+    def _take_in(self, inbox: "queue.SimpleQueue[Call | None]") -> None:
+        """Begins calls that have come, a few at a time; waits for one only when there is nothing else to do."""
+        with suppress(queue.Empty):
+            for _ in range(self._batch.n_seq_max):
+                call = inbox.get(block=not (self._generations or self._said))
+                if call is None:
+                    return
+                if not call.cancelled:
+                    self._begin(call)
+
+    def _begin(self, call: Call) -> None:
+        try:
+            tokens = self._model.tokens(call.prompt)
+            if call.sampling is None:
+                self._said.append((call, len(tokens)))
+            else:
+                self._add(call, call.sampling, tokens)
+        except InputError as error:
+            self._said.append((call, error))
+
+    def _add(self, call: Call, sampling: Sampling, tokens: list[int]) -> None:
+        if len(tokens) + sampling.max_tokens > self._model.context_tokens:
+            raise PromptTooLong(
+                model=self._name,
+                num_prompt_tokens=len(tokens),
+                max_tokens=sampling.max_tokens,
+                context_tokens=self._model.context_tokens,
+            )
+        seed = self._rng.randrange(MAX_SEED) if sampling.seed is None else sampling.seed
+        sampler = self._model.sampler(sampling, call.prompt.grammar, seed)
+        sequence = Sequence(tokens, sampling.max_tokens)
+        self._generations[sequence] = _Generation(call, sequence, sampler, Text(sampling.stop))
+        self._batch.add(sequence)
+
+    def _drop_cancelled(self) -> None:
+        for generation in list(self._generations.values()):
+            if generation.call.cancelled:
+                self._free(generation)
+
+    def _step(self) -> None:
+        self._batch.admit()
+        shares, chunks = self._batch.plan()
+        for share in shares:
+            self._model.share(share.source.seq_id, share.target.seq_id, share.num_tokens)
+        if not self._model.decode(chunks):
+            self._make_room()
+            return
+        self._batch.done(chunks)
+        ready = [self._generations[chunk.sequence] for chunk in chunks if chunk.last]
+        drawn = self._model.draw([generation.sampler for generation in ready])
+        for generation, choice in zip(ready, drawn, strict=True):
+            if choice is None:
+                self._fail(generation, "the grammar or the model's numbers leave no token to draw")
+            else:
+                self._advance(generation, *choice)
+
+    def _make_room(self) -> None:
+        youngest = self._batch.requeue_youngest()
+        if youngest is not None:
+            self._model.forget(youngest.seq_id)
+        else:
+            self._fail(self._generations[self._batch.running[0]], "its memory does not fit the context")
+
+    def _advance(self, generation: _Generation, token: int, logprob: float) -> None:
+        """Appends a token; says its text, as far as that is certain, or that this was the last."""
+        sequence, text = generation.sequence, generation.text
+        sequence.tokens.append(token)
+        generation.num_tokens += 1
+        generation.logprobs.append(logprob)
+        complete = self._model.ends(token)
+        new = "" if complete else text.feed(self._model.piece(token))
+        reason: FinishReason | None = None
+        if complete or text.stopped:
+            reason = "stop"
+        elif sequence.num_drawn == sequence.max_tokens:
+            reason = "length"
+        if reason:
+            new += text.rest()
+        if new or reason:
+            self._say(generation, new, reason)
+        if reason:
+            self._free(generation)
+
+    def _say(self, generation: _Generation, text: str, reason: FinishReason | None) -> None:
+        piece = Piece(
+            text,
+            num_tokens=generation.num_tokens,
+            logprobs=tuple(generation.logprobs),
+            finish_reason=reason,
+            num_prompt_tokens=generation.sequence.num_prompt_tokens if reason else 0,
+            num_cached_tokens=generation.sequence.num_cached if reason else 0,
+        )
+        generation.num_tokens, generation.logprobs = 0, []
+        self._said.append((generation.call, piece))
+
+    def _fail(self, generation: _Generation, message: str) -> None:
+        self._said.append((generation.call, EngineError(f"{self._name}: {message}")))
+        self._free(generation)
+
+    def _free(self, generation: _Generation) -> None:
+        sequence = generation.sequence
+        if sequence in self._batch.running:
+            self._model.forget(sequence.seq_id)
+        self._batch.remove(sequence)
+        del self._generations[sequence]
+        generation.sampler.free()
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuses what llama.cpp would take without a word or die of.
+
+    Raises:
+        InputError: names the value and what was expected.
+    """
+    rules = {
+        "max_tokens": (sampling.max_tokens, sampling.max_tokens >= 1, ">= 1"),
+        "temperature": (sampling.temperature, 0 <= sampling.temperature < math.inf, "a number >= 0"),
+        "top_p": (sampling.top_p, 0 < sampling.top_p <= 1, "above 0 and at most 1"),
+        "top_k": (sampling.top_k, 0 <= sampling.top_k < 2**31, ">= 0 (0 is off)"),
+        "min_p": (sampling.min_p, 0 <= sampling.min_p <= 1, "from 0 to 1"),
+        "repeat_penalty": (sampling.repeat_penalty, 0 < sampling.repeat_penalty < math.inf, "a number above 0"),
+        "presence_penalty": (sampling.presence_penalty, math.isfinite(sampling.presence_penalty), "a number"),
+        "frequency_penalty": (sampling.frequency_penalty, math.isfinite(sampling.frequency_penalty), "a number"),
+        "seed": (sampling.seed, sampling.seed is None or 0 <= sampling.seed < MAX_SEED, f"from 0 to {MAX_SEED - 1}"),
+        "stop": (sampling.stop, all(sampling.stop), "strings that are not empty"),
+    }
+    for name, (value, right, expected) in rules.items():
+        if not right:
+            raise InputError(f"{name} must be {expected}, got {value!r}")
