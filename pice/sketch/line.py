@@ -10,7 +10,7 @@ Mark = Literal["", "symbol", "number", "heading"]
 
 _INVISIBLE = dict.fromkeys((0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF))
 _LEAD = re.compile(r"(?P<indent>[ \t\u3000]*+)(?:>[ ]?)*+(?P<hashes>#{1,6}+)?[ ]*+")
-_SYMBOL = re.compile(r"(?:-(?![-\d])|[*+](?=[\s(\[（])|[–—](?![–—])|[•◦‣▪▫●○■□·∙➤→✓✔])\s*+(?:\[[ xX]?\]\s++)?")
+_SYMBOL = re.compile(r"(?:-(?![-\d])|[*+](?=[\s(\[（])|[–—](?![–—])|[•・◦‣▪▫●○■□·∙➤→✓✔])\s*+(?:\[[ xX]?\]\s++)?")
 _NUMBER = re.compile(
     r"(?:(?P<digits>\d{1,3}(?:\.\d{1,3})*+)[.)、．）](?!\d)|[一二三四五六七八九十]{1,3}[、.．]|[（(][一二三四五六七八九十]{1,3}[)）]"
     r"|[①-⑳]|[IVX]{1,5}[.)](?=\s)|[a-zA-Z]\)|(?:point|punkt|section|part)\s\d{1,2}\s?[:.)](?=\s))\s*+",

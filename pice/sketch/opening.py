@@ -51,7 +51,7 @@ _PRESENTERS = (
     ),
 )
 _WRAPPERS = ("", "text", "txt", "markdown", "md", "plaintext", "outline")
-_DECORATION = " \t\r#>*_=[<「【`~-\u200b\u200e\u200f\ufeff"
+_DECORATION = " ¡¿\t\r#>*_=[<「【`~-\u200b\u200e\u200f\ufeff"
 _NO_TEXT = frozenset(("", *"+-−=^*/×÷<>()[]{}|.,;:!?%"))
 
 
@@ -81,12 +81,10 @@ def after_marker(line: str) -> str | None:
 
 def is_preamble(line: str) -> bool:
     """Whether a complete `line` only announces what comes (`Sure!`, `Here is the outline:`)."""
-    head = _undressed(line)
-    if not head or _OUTLINE_WORD.match(head):
+    head = _undressed(line).rstrip()
+    if not head or (_announces(head) and head.endswith((":", "："))):
         return True
-    return _PRESENTER.match(head) is not None and (
-        head.rstrip().endswith((":", "：")) or _OUTLINE_WORD.search(head) is not None
-    )
+    return _PRESENTER.match(head) is not None and _OUTLINE_WORD.search(head) is not None
 
 
 def judge_line(line: str) -> Kind:

@@ -46,7 +46,8 @@ class Outline:
         if title == "" or is_noise(line):
             self._gap = True
             return []
-        read = read_line(title or line, ordinal=self.num_points + 1)
+        line = title or line
+        read = read_line(line, ordinal=self.num_points + 1)
         gap, self._gap = self._gap, False
         if not read.text or _TOTAL.fullmatch(read.text):
             return []
