@@ -103,7 +103,7 @@ class Outline:
     def _continue(self, read: Line) -> list[Point]:
         if self._run:
             self._run.append("; " if read.mark else " ")
-        self._run.append(read.text)
+        self._run.append(self._entitled(read.text))
         return []
 
     def _end_run(self) -> list[Point]:
