@@ -34,13 +34,13 @@ class BatchFiles:
                 _refuse_input(path, source)
                 if path == output or not single_file or _is_there(path):
                     self._journals.append(Journal(path))
-            self._begin(start)
+            found = self._begin(start)
         except BaseException:
             self._close(keep_empty=False)
             raise
         self._answers, self._failures = self._journals[0], self._journals[0 if single_file else -1]
-        self.answered = {key for journal in self._journals for key, answered in journal.found.items() if answered}
-        self.failed = {key for journal in self._journals for key in journal.found} - self.answered
+        self.answered = {key for key, answered in found if answered}
+        self.failed = {key for key, _ in found} - self.answered
 
     def __enter__(self) -> Self:
         return self
@@ -62,9 +62,9 @@ class BatchFiles:
         self.failed.add(key)
 
     def forget_failed(self) -> None:
-        """Takes the failures of former runs out of the files, so that they are simply not done."""
-        for journal in self._journals:
-            if not all(journal.found.values()):
+        """Takes the failures of former runs out of the files, so that they are simply not done. Raises `OutputLost`."""
+        if self.failed:
+            for journal in self._journals:
                 journal.drop_failed()
         self.failed.clear()
 
@@ -77,14 +77,17 @@ class BatchFiles:
         """Syncs and lets go. A file of failures that has none is removed. May be called twice."""
         self._close(keep_empty=True)
 
-    def _begin(self, start: Start) -> None:
-        for journal in self._journals:
-            if start == "new" and journal.found:
-                raise InputError(
-                    f"{journal.path} holds {len(journal.found)} results: resume it, overwrite it or name another output"
-                )
-            if start == "overwrite":
+    def _begin(self, start: Start) -> list[tuple[Key, bool]]:
+        """The results to go on after: each key, and whether it has an answer."""
+        found = [result for journal in self._journals for result in journal.found.items()]
+        if start == "new" and found:
+            names = " and ".join(journal.path.name for journal in self._journals if journal.found)
+            raise InputError(f"{names} holds {len(found)} results: resume it, overwrite it or name another output")
+        if start == "overwrite":
+            for journal in self._journals:
                 journal.clear()
+            return []
+        return found
 
     def _close(self, *, keep_empty: bool) -> None:
         with ExitStack() as each:

@@ -30,7 +30,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Opens or makes the file, for this process alone, and cuts a torn last line off.
 
-        `found` says of each key in it whether it has an answer.
+        `found` says of each key that was in it whether it has an answer.
 
         Raises:
             InputError: the file cannot be written, another process holds it, or it holds something else.
@@ -102,13 +102,12 @@ class Journal:
             raise
         os.close(self._fd)
         self._fd, self._end = fd, os.fstat(fd).st_size
-        self.found = {key: True for key, answered in self.found.items() if answered}
         _sync_folder(self.path.parent)
 
     def clear(self) -> None:
         """Takes every line out."""
         os.ftruncate(self._fd, 0)
-        self.found, self._end = {}, 0
+        self._end = 0
 
     def close(self, *, keep_empty: bool = True) -> None:
         """Syncs and lets go; a file without lines is removed unless `keep_empty`. May be called twice."""

@@ -48,6 +48,15 @@ async def run_batch(
     return await batch.run(concurrency)
 
 
+def so_far(survey: Survey, files: BatchFiles) -> Progress:
+    """How far former runs came."""
+    return Progress(
+        total=len(survey.keys),
+        answered_before=len(survey.keys & files.answered),
+        failed_before=len(survey.keys & files.failed),
+    )
+
+
 class _Batch:
     def __init__(
         self,
@@ -70,11 +79,7 @@ class _Batch:
         self._report = report
         self._clock = asyncio.get_running_loop().time
         self._started_s = self._synced_s = self._clock()
-        self._progress = Progress(
-            total=len(survey.keys),
-            answered_before=len(survey.keys & files.answered),
-            failed_before=len(survey.keys & files.failed),
-        )
+        self._progress = so_far(survey, files)
 
     async def run(self, concurrency: int) -> Progress:
         self._report(self._progress)

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -11,7 +12,7 @@ import pytest
 
 from pice.batch.files import BatchFiles, Start, errors_path
 from pice.batch.format import BatchItem, Key, failure_line, success_line
-from pice.batch.journal import Journal, OutputLost
+from pice.batch.journal import OutputLost
 from pice.core import Answer, Plan, Sampling
 from pice.errors import InputError, RequestFailed
 
@@ -53,6 +54,7 @@ def test_results_are_known_when_the_files_are_opened_again(out: Path) -> None:
         files.add_answer("a", answered("a"))
         files.add_failure("b", failed("b"))
         files.add_failure(3, failed(3))
+        assert (files.answered, files.failed) == ({"a"}, {"b", 3})
     assert (keys(out), keys(errors_path(out))) == (["a"], ["b", 3])
     with BatchFiles(out) as files:
         assert (files.answered, files.failed) == ({"a"}, {"b", 3})
@@ -127,10 +129,11 @@ def test_file_that_holds_something_else_is_refused_and_left_as_it_is(out: Path, 
 
 
 def test_second_process_on_the_same_output_is_refused(out: Path) -> None:
-    with BatchFiles(out) as files:
+    with BatchFiles(out, single_file=True) as files:
         with pytest.raises(InputError, match="is being written by another process"):
             BatchFiles(out)
         files.add_failure("a", failed("a"))
+    with BatchFiles(out, single_file=True) as files:
         files.forget_failed()
         with pytest.raises(InputError, match="is being written by another process"):
             BatchFiles(out)
@@ -138,22 +141,19 @@ def test_second_process_on_the_same_output_is_refused(out: Path) -> None:
 
 
 def test_lock_on_a_file_that_was_replaced_meanwhile_is_taken_anew(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced = False
-    flock = os.path.samestat
+    replacement = out.with_name("new.jsonl")
+    replacement.write_bytes(answered("a"))
+    flock = fcntl.flock
 
-    def replace_first(one: os.stat_result, other: os.stat_result) -> bool:
-        nonlocal replaced
-        if not replaced:
-            replaced = True
-            return False
-        return flock(one, other)
+    def replaced_before(fd: int, operation: int) -> None:
+        if replacement.exists():
+            replacement.rename(out)
+        flock(fd, operation)
 
-    monkeypatch.setattr(os.path, "samestat", replace_first)
-    journal = Journal(out)
-    journal.append(answered("a"))
-    journal.close()
-    assert replaced
-    assert keys(out) == ["a"]
+    monkeypatch.setattr(fcntl, "flock", replaced_before)
+    with BatchFiles(out) as files:
+        files.add_answer("b", answered("b"))
+    assert keys(out) == ["a", "b"]
 
 
 def test_short_writes_make_a_whole_line(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
