@@ -1,0 +1,85 @@
+"""A record whose segments all have their choice -> the answer, with its accounts."""
+
+from collections.abc import Sequence
+
+from pice.answer.join import join_spans
+from pice.core import CLOUD_SITE, Answer, Candidate, Record, Segment, SegmentRecord, Span, Times, Usage
+
+
+def assemble(record: Record, *, now_s: float) -> Answer:
+    """The answer to a planned request whose segments each have their choice; `now_s` is on the store's clock.
+
+    It was cut (`finish_reason` "length") when one of its spans was, or when points of the sketch were not expanded
+    because the request's token limit was used up.
+    """
+    assert record.plan is not None
+    spans = _spans(record)
+    expanded = {point.index for known in record.segments.values() for point in known.segment.points}
+    cut = any(span.finish_reason == "length" for span in spans) or any(p.index not in expanded for p in record.sketch)
+    return Answer(
+        request_id=record.request.request_id,
+        text=join_spans(spans),
+        mode=record.plan.mode,
+        finish_reason="length" if cut else "stop",
+        attempt=record.attempt,
+        plan=record.plan,
+        sketch=record.sketch,
+        spans=spans,
+        degraded=tuple(span.index for span in spans if span.degraded),
+        usage=_usage(record),
+        times=_times(record, spans, now_s),
+    )
+
+
+def sketch_words(segment: Segment) -> Span:
+    """The last resort: the sketch's own words for this segment, marked as degraded."""
+    text = "\n".join(point.text for point in segment.points)
+    return Span(segment.index, text, CLOUD_SITE, "", 0.0, degraded=True, points=segment.points)
+
+
+def _spans(record: Record) -> tuple[Span, ...]:
+    choices = [known.choice for _, known in sorted(record.segments.items())]
+    spans = tuple(choice for choice in choices if choice is not None)
+    assert len(spans) == len(choices)
+    return spans
+
+
+def _usage(record: Record) -> Usage:
+    candidates = [candidate for known in record.segments.values() for candidate in known.candidates.values()]
+    cloud = [candidate for candidate in candidates if candidate.site == CLOUD_SITE]
+    edge = [candidate for candidate in candidates if candidate.site != CLOUD_SITE]
+    chosen = [candidate for known in record.segments.values() if (candidate := _chosen(known))]
+    lost = [candidate for candidate in edge if candidate not in chosen]
+    return Usage(
+        num_cloud_prompt_tokens=record.sketch_prompt_tokens + _num_prompt_tokens(cloud),
+        num_cloud_output_tokens=record.sketch_output_tokens + _num_output_tokens(cloud),
+        num_edge_prompt_tokens=_num_prompt_tokens(edge),
+        num_edge_output_tokens=_num_output_tokens(edge),
+        num_discarded_tokens=_num_output_tokens(lost),
+        num_answer_tokens=_num_output_tokens(chosen),
+    )
+
+
+def _chosen(known: SegmentRecord) -> Candidate | None:
+    choice = known.choice
+    return None if choice is None or choice.degraded else known.candidates.get((choice.site, choice.model))
+
+
+def _num_prompt_tokens(candidates: Sequence[Candidate]) -> int:
+    return sum(candidate.num_prompt_tokens for candidate in candidates)
+
+
+def _num_output_tokens(candidates: Sequence[Candidate]) -> int:
+    return sum(candidate.num_output_tokens for candidate in candidates)
+
+
+def _times(record: Record, spans: Sequence[Span], now_s: float) -> Times:
+    """`ttft_s` is when the first span in order was chosen: nothing of the answer could be shown before."""
+    opened_s = record.opened_s
+    return Times(
+        queue_s=record.begun_s - opened_s,
+        sketch_s=record.sealed_s - opened_s if record.sketch else 0.0,
+        first_segment_s=min(span.chosen_s for span in spans) - opened_s if spans else 0.0,
+        ttft_s=spans[0].chosen_s - opened_s if spans else 0.0,
+        e2e_s=now_s - opened_s,
+    )
