@@ -12,7 +12,7 @@ _CLOSING = re.compile(
     r"|si (?:quieres|deseas)|如果|希望|如需|ご質問|必要であれば|هل تريد",
     re.IGNORECASE,
 )
-_TOTAL = re.compile(r"(?:total|sum|gesamt|word count)\b[\s:：=~≈\d.,]*+(?:words?)?", re.IGNORECASE)
+_TOTAL = re.compile(r"(?:total|sum|gesamt|word count)[\s:：=~≈]++\d[\d.,]*+\s*\w*+", re.IGNORECASE)
 
 
 class Outline:
@@ -42,7 +42,7 @@ class Outline:
 
     def add(self, line: str) -> list[Point]:
         """The points that are certain after this complete line."""
-        title = after_marker(line)
+        title = after_marker(line) if self.num_points == 0 or line.strip(" *_#:：\r") == "OUTLINE" else None
         if title == "" or is_noise(line):
             self._gap = True
             return []

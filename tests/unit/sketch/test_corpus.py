@@ -1,6 +1,8 @@
 """Every text in tests/data/sketches is read as its .json says, however it is cut."""
 
+import gzip
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,11 @@ from pice.core import Point
 from pice.sketch.parser import Direct, Item, SketchParser
 
 DATA = Path(__file__).parents[2] / "data" / "sketches"
+ANSWERS = (
+    Path(os.environ.get("PICE_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
+    / "judged"
+    / "vicuna_answers.jsonl.gz"
+)
 NAMES = sorted(path.stem for path in DATA.glob("*.txt"))
 
 Cut = Callable[[str], Iterator[str]]
@@ -57,3 +64,13 @@ def test_text_is_read_as_expected(name: str, cut: Cut) -> None:
 def test_corpus_has_every_text_with_its_expectation() -> None:
     assert len(NAMES) >= 45
     assert sorted(path.stem for path in DATA.glob("*.json")) == NAMES
+
+
+@pytest.mark.skipif(not ANSWERS.is_file(), reason="the answers of seven models are not here (PICE_DATA)")
+def test_answers_written_without_our_prompts_pass_through_unchanged() -> None:
+    with gzip.open(ANSWERS, "rt", encoding="utf-8") as lines:
+        answers = [json.loads(line)["answer"] for line in lines]
+    assert len(answers) == 560
+    for answer in answers:
+        kind, items = read(at_random(answer), {})
+        assert (kind, "".join(item.text for item in items)) == ("direct", answer)

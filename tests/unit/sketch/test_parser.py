@@ -144,6 +144,27 @@ def test_points_beyond_the_limit_are_in_the_last() -> None:
     assert parser.finish() == [Point(1, "b; c", 100)]
 
 
+@pytest.mark.parametrize("line", ["- Outline", "1. Sketch", "- (50) Schema", "### Outline", "Gliederung:"])
+def test_marker_word_after_the_first_point_is_content(line: str) -> None:
+    parser = SketchParser()
+    found = " ".join(texts(parser.feed(f"OUTLINE\n- (60) a\n{line}\n- (40) b\n")))
+    assert line.split()[-1].rstrip(":") in found
+
+
+@pytest.mark.parametrize("line", ["Total: 120 words", "**Word count: 120**", "- Total: ~120"])
+def test_sum_of_the_budgets_is_no_point(line: str) -> None:
+    parser = SketchParser()
+    assert texts(parser.feed(f"OUTLINE\n- (60) a\n{line}\n- Total eclipse\n")) == ["a", "Total eclipse"]
+
+
+@pytest.mark.parametrize("pattern", ["<think></think>", "(", "(1", "*a", "> ", "1.", "- (60) ab\n", "b\n\n", " ", "`"])
+def test_long_hostile_text_is_read_to_its_end(pattern: str) -> None:
+    parser = SketchParser(forced=True)
+    points = parser.feed("OUTLINE\n- (60) a\n" + pattern * 50_000) + parser.feed("\n- (50) last") + parser.finish()
+    assert texts(points)[0] == "a"
+    assert texts(points)[-1].endswith("last")
+
+
 def test_finish_twice_gives_nothing_more() -> None:
     parser = SketchParser()
     parser.feed("OUTLINE\n- (60) a")
