@@ -4,9 +4,9 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pice.answer.score import Weights
@@ -23,7 +23,9 @@ from pice.node.load import Load
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.settings import EmulatedSettings, EngineSettings, LlamaCppSettings, OpenAISettings, Settings
 from pice.sketch.prompts import load_prompts
+from pice.store.base import Store
 from pice.store.memory import MemoryStore
+from pice.transport.base import Transport
 from pice.transport.memory import MemoryTransport
 
 __all__ = ["Pipeline", "Shutdown", "load_settings", "make_engine", "open_pipeline", "run"]
@@ -95,58 +97,76 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
     rng = random.Random(int.from_bytes(os.urandom(16)))
     async with AsyncExitStack() as stack:
         engines = await _start_engines(settings, rng, stack)
-        limits = settings.limits
-        transport = MemoryTransport(max_bytes=limits.max_message_bytes)
-        stack.push_async_callback(transport.close)
-        store = MemoryStore(max_open=limits.max_open_requests, record_ttl_s=limits.record_ttl_s)
-        cloud_engine = engines[CLOUD_SITE][0]
+        ports = _Ports(
+            MemoryTransport(max_bytes=settings.limits.max_message_bytes),
+            MemoryStore(max_open=settings.limits.max_open_requests, record_ttl_s=settings.limits.record_ttl_s),
+        )
+        stack.push_async_callback(ports.transport.close)
         load = Load()
-        cloud = CloudNode(
-            transport=transport,
-            store=store,
-            engine=cloud_engine,
-            load=load,
-            planner=EarliestFinish(_plan_policy(settings)),
-            prompts=load_prompts(settings.cloud.prompts),
-            policy=_cloud_policy(settings),
-        )
-        collector = CollectorNode(
-            transport=transport,
-            store=store,
-            planner=EarliestFinish(_plan_policy(settings)),
-            policy=_ensemble_policy(settings),
-            drain_s=limits.drain_s,
-        )
-        prompts = load_prompts(settings.cloud.prompts)
-        edges = [
-            EdgeNode(
-                Address(CLOUD_SITE, CLOUD_SITE, 0),
-                transport=transport,
-                store=store,
-                engines=[(cloud_engine, load, prompts)],
-                policy=EdgePolicy(max_deliveries=limits.max_deliveries, drain_s=limits.drain_s),
-            )
-        ]
-        for partition, (name, site) in enumerate(settings.sites.items()):
-            site_prompts = load_prompts(site.prompts)
-            edges.append(
-                EdgeNode(
-                    Address(name, site.pool, partition, site.rtt_s),
-                    transport=transport,
-                    store=store,
-                    engines=[(engine, Load(), site_prompts) for engine in engines[name]],
-                    policy=EdgePolicy(
-                        window=site.window,
-                        order=site.order,
-                        max_deliveries=limits.max_deliveries,
-                        drain_s=limits.drain_s,
-                    ),
-                )
-            )
+        cloud = _cloud_node(settings, ports, engines[CLOUD_SITE][0], load)
+        edges = _edge_nodes(settings, ports, engines, load)
         for edge in edges:
             await edge.announce()
-        async with _running([cloud.run, collector.run, *(edge.run for edge in edges)]):
-            yield Pipeline(settings, Client(transport, store), cloud, rng)
+        async with _running([cloud.run, _collector(settings, ports).run, *(edge.run for edge in edges)]):
+            yield Pipeline(settings, Client(ports.transport, ports.store), cloud, rng)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    transport: Transport
+    store: Store
+
+
+def _cloud_node(settings: Settings, ports: _Ports, engine: Engine, load: Load) -> CloudNode:
+    return CloudNode(
+        transport=ports.transport,
+        store=ports.store,
+        engine=engine,
+        load=load,
+        planner=EarliestFinish(_plan_policy(settings)),
+        prompts=load_prompts(settings.cloud.prompts),
+        policy=_cloud_policy(settings),
+    )
+
+
+def _collector(settings: Settings, ports: _Ports) -> CollectorNode:
+    return CollectorNode(
+        transport=ports.transport,
+        store=ports.store,
+        planner=EarliestFinish(_plan_policy(settings)),
+        policy=_ensemble_policy(settings),
+        drain_s=settings.limits.drain_s,
+    )
+
+
+def _edge_nodes(
+    settings: Settings, ports: _Ports, engines: Mapping[str, Sequence[Engine]], cloud_load: Load
+) -> list[EdgeNode]:
+    """A node per site. The cloud engine's own site is the first; it shares its load with the cloud node."""
+    limits = settings.limits
+    policy = EdgePolicy(max_deliveries=limits.max_deliveries, drain_s=limits.drain_s)
+    cloud_prompts = load_prompts(settings.cloud.prompts)
+    nodes = [
+        EdgeNode(
+            Address(CLOUD_SITE, CLOUD_SITE, 0),
+            transport=ports.transport,
+            store=ports.store,
+            engines=[(engines[CLOUD_SITE][0], cloud_load, cloud_prompts)],
+            policy=policy,
+        )
+    ]
+    for partition, (name, site) in enumerate(settings.sites.items()):
+        prompts = load_prompts(site.prompts)
+        nodes.append(
+            EdgeNode(
+                Address(name, site.pool, partition, site.rtt_s),
+                transport=ports.transport,
+                store=ports.store,
+                engines=[(engine, Load(), prompts) for engine in engines[name]],
+                policy=replace(policy, window=site.window, order=site.order),
+            )
+        )
+    return nodes
 
 
 Run = Callable[[asyncio.Event], Coroutine[Any, Any, None]]

@@ -135,14 +135,17 @@ class _SegmentView:
         return self.last_call_s if pending else self._settle(scored)
 
     def _settle(self, scored: list[Scored]) -> Step:
-        """The best there is: a good candidate, one that was only cut, or the sketch's own words."""
+        """The best there is: a good candidate or one that was only cut; else the sketch's own words, or of a whole
+        answer whatever text there is, marked as degraded."""
         best = next((one for one in scored if set(one.failures) <= {"cut"}), None)
         if best is not None:
             return Choose(self._span(best, scored))
-        if self.known.segment.kind == "answer":
+        if self.known.segment.kind != "answer":
+            return Choose(self._complete(sketch_words(self.known.segment), scored))
+        some = next((one for one in scored if one.candidate.text.strip()), None)
+        if some is None:
             return Close(_no_candidate(self.record, list(self.known.candidates.values())))
-        words = sketch_words(self.known.segment)
-        return Choose(self._complete(words, scored))
+        return Choose(replace(self._span(some, scored), degraded=True))
 
     def _span(self, best: Scored, scored: list[Scored]) -> Span:
         candidate = best.candidate

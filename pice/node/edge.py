@@ -108,7 +108,7 @@ class EdgeNode:
         await self.announce()
         subscription = await self._transport.subscribe(
             segments_topic(address.pool),
-            group=f"edge.{address.site}",
+            group="edge",
             partition=address.partition,
             prefetch=self._policy.window,
         )
@@ -127,6 +127,8 @@ class EdgeNode:
                 for task in background:
                     task.cancel()
         finally:
+            self._draining = True
+            self._forget_waiting()
             await subscription.close()
 
     async def announce(self) -> None:
@@ -201,6 +203,12 @@ class EdgeNode:
                     self._start(tasks, model, subscription, inflight)
 
             job.task.add_done_callback(finished)
+
+    def _forget_waiting(self) -> None:
+        """What has not been started goes back with the subscription, and no longer counts as this site's load."""
+        for model in self._models.values():
+            while len(model.waiting):
+                model.waiting.pop().share.end()
 
     async def _expand(self, model: Model, job: _Job, subscription: Subscription) -> None:
         """Publishes the candidate, and only then acknowledges the segment (P2)."""

@@ -117,9 +117,13 @@ class Cluster:
         for number in range(num_clouds):
             self.spawn(f"cloud-{number}")
 
-    def spawn(self, name: str, *, dies_after: int = 0) -> Running:
-        """Starts a node, which dies by itself after so many calls of its ports (0: never)."""
-        life = Life(dies_after=dies_after, on_death=lambda: self._died(name))
+    def loads(self) -> Mapping[str, list[Load]]:
+        """What each site's engines have still to write."""
+        return self._loads
+
+    def spawn(self, name: str) -> Running:
+        """Starts a node, or starts it again after its death."""
+        life = Life(on_death=lambda: self._died(running))
         tracking = TrackingTransport(self.transport)
         node = self._make(name, mortal(tracking, life), mortal(self.store, life))
         stopping = asyncio.Event()
@@ -139,8 +143,7 @@ class Cluster:
     def engines(self, site: str) -> list[Engine]:
         return [self._cloud] if site == CLOUD_SITE else self._sites[site]
 
-    def _died(self, name: str) -> None:
-        running = self.nodes[name]
+    def _died(self, running: Running) -> None:
         self._loop.call_soon(running.task.cancel)
         self._loop.call_later(self._session_s, lambda: self._loop.create_task(running.transport.close()))
 
@@ -172,6 +175,8 @@ class Cluster:
     def _edge_node(self, site: str, transport: Transport, store: Store) -> EdgeNode:
         is_cloud = site == CLOUD_SITE
         pool, partition = (CLOUD_SITE, 0) if is_cloud else ("main", self.site_names().index(site))
+        if not is_cloud:
+            self._loads.pop(site, None)  # it dies with its node; that of the cloud engine is shared by several
         loads = zip(self.engines(site), self._load(site), strict=True)
         return EdgeNode(
             Address(site, pool, partition, 0.0 if is_cloud else self._rtt_s),

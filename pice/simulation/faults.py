@@ -5,7 +5,7 @@ import inspect
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from pice.transport.base import Delivery, Subscription
 from pice.transport.memory import MemoryTransport
@@ -26,14 +26,13 @@ class Faults:
 class Life:
     """One node's connection to the world.
 
-    After `dies_after` calls of its ports (0: never) the node dies in the midst of what it does, as by kill -9:
-    `on_death` is called once, and every further call ends in CancelledError without any effect.
+    A node that dies does so in the midst of what it does, as by kill -9: `on_death` is called once, and every
+    further call of its ports ends in CancelledError without any effect.
     """
 
-    def __init__(self, *, dies_after: int = 0, on_death: Callable[[], None] | None = None) -> None:
+    def __init__(self, on_death: Callable[[], None]) -> None:
         self.dead = False
-        self.num_calls = 0
-        self._dies_after = dies_after
+        self._calls_left = 0
         self._on_death = on_death
         self._connected = asyncio.Event()
         self._connected.set()
@@ -42,8 +41,11 @@ class Life:
         if not self.dead:
             self.dead = True
             self._connected.set()
-            if self._on_death is not None:
-                self._on_death()
+            self._on_death()
+
+    def die_after(self, num_calls: int) -> None:
+        """Death comes at the port call with this number from now, so between any two of them."""
+        self._calls_left = num_calls
 
     def cut(self) -> None:
         """Calls wait, until `mend`."""
@@ -58,9 +60,10 @@ class Life:
         self.check()
 
     def check(self) -> None:
-        self.num_calls += 1
-        if self._dies_after and self.num_calls >= self._dies_after:
-            self.kill()
+        if self._calls_left:
+            self._calls_left -= 1
+            if self._calls_left == 0:
+                self.kill()
         if self.dead:
             raise asyncio.CancelledError("the node is dead")
 
@@ -90,16 +93,23 @@ class _Mortal:
         return call
 
 
+class Witness(Protocol):
+    """Sees what passes, at the moment it does, before it has any effect."""
+
+    def published(self, topic: str, payload: bytes) -> None: ...
+
+    def received(self, delivery: Delivery) -> None: ...
+
+    def acknowledged(self, delivery: Delivery) -> None: ...
+
+
 class FaultyTransport(MemoryTransport):
-    """The in-memory transport with faults drawn from a seeded generator. `quiet` stops them.
+    """The in-memory transport with faults drawn from a seeded generator. `quiet` stops them."""
 
-    `on_ack` is called before a delivery's acknowledgement takes effect, so that a check can see what it promises.
-    """
-
-    def __init__(self, rng: random.Random, faults: Faults, *, on_ack: Callable[[Delivery], None] | None = None) -> None:
+    def __init__(self, rng: random.Random, faults: Faults, *, witness: Witness | None = None) -> None:
         super().__init__()
         self.faults = faults
-        self.on_ack = on_ack
+        self.witness = witness
         self._rng = rng
 
     def quiet(self) -> None:
@@ -114,6 +124,8 @@ class FaultyTransport(MemoryTransport):
         partition: int | None = None,
         headers: Mapping[str, bytes] | None = None,
     ) -> None:
+        if self.witness is not None:
+            self.witness.published(topic, payload)
         for _ in range(2 if self._rng.random() < self.faults.duplicate else 1):
             if self._rng.random() < self.faults.late:
                 late_s = self._rng.uniform(0, self.faults.late_s)
@@ -142,11 +154,14 @@ class FaultySubscription:
         self._rng = rng
 
     async def receive(self) -> Delivery:
-        return await self._inner.receive()
+        delivery = await self._inner.receive()
+        if self._transport.witness is not None:
+            self._transport.witness.received(delivery)
+        return delivery
 
     async def ack(self, delivery: Delivery) -> None:
-        if self._transport.on_ack is not None:
-            self._transport.on_ack(delivery)
+        if self._transport.witness is not None:
+            self._transport.witness.acknowledged(delivery)
         if self._rng.random() < self._transport.faults.lost_ack:
             await self._inner.release(delivery)
         else:

@@ -34,7 +34,7 @@ class Counted(Enum):
     STALE = "stale"
     """Of an earlier attempt, or the request is closed or unknown."""
     FOREIGN = "foreign"
-    """From a site its segment was never placed at: refused (P10)."""
+    """From a site, or a model there, that its segment was never placed at: refused (P10)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Store(Protocol):
         ...
 
     async def begin(self, request_id: str) -> Record | None:
-        """A cloud node takes the request up: a new attempt, fencing every earlier one; None when it is closed or
-        unknown. What earlier attempts left is dropped."""
+        """A cloud node takes the request up: a new attempt, fencing every earlier one, of which all is dropped.
+        None when there is nothing to do: it is closed, unknown, or its sketch is sealed and needs no cloud node."""
         ...
 
     async def planned(self, request_id: str, attempt: int, plan: Plan) -> bool:

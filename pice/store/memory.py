@@ -70,7 +70,7 @@ class MemoryStore:
 
     async def begin(self, request_id: str) -> Record | None:
         entry = self._open_entry(request_id)
-        if entry is None:
+        if entry is None or entry.record.num_segments is not None:
             return None
         old = entry.record
         entry.record = Record(
@@ -126,9 +126,9 @@ class MemoryStore:
         known = entry.record.segments.get(candidate.index) if entry else None
         if entry is None or known is None:
             return Counted.STALE
-        if all(placement.site != candidate.site for placement in known.placements):
-            return Counted.FOREIGN
         key = (candidate.site, candidate.model)
+        if all((placement.site, placement.model) != key for placement in known.placements):
+            return Counted.FOREIGN
         if key in known.candidates:
             return Counted.REPEATED
         known.candidates[key] = candidate

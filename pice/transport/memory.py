@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from pice.errors import Full, MessageTooLarge, TransportError
-from pice.transport.base import Delivery
+from pice.transport.base import Delivery, Subscription
 
 _NO_HEADERS: Mapping[str, bytes] = {}
 
@@ -42,7 +42,7 @@ class MemoryTransport:
 
     async def subscribe(
         self, topic: str, *, group: str, partition: int | None = None, prefetch: int = 64
-    ) -> "MemorySubscription":
+    ) -> Subscription:
         subscription = MemorySubscription(self, self._topic(topic).group(group), partition, prefetch)
         self._subscriptions.add(subscription)
         return subscription

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -121,6 +122,7 @@ async def test_candidate_counts_once_however_often_it_arrives(store: Store) -> N
 async def test_candidate_from_a_site_the_segment_was_not_placed_at_is_foreign(store: Store) -> None:
     await placed(store, "paris")
     assert await store.add_candidate(candidate("rome")) is Counted.FOREIGN
+    assert await store.add_candidate(replace(candidate(), model="other")) is Counted.FOREIGN
     assert await store.add_candidate(candidate(index=7)) is Counted.STALE
 
 
@@ -197,6 +199,13 @@ async def test_sealing_makes_a_request_due(store: Store) -> None:
     record = await store.record("r1")
     assert record is not None
     assert (record.sketch, record.num_segments, record.sketch_output_tokens) == (points, 1, 4)
+
+
+async def test_sealed_request_is_not_begun_again(store: Store) -> None:
+    await placed(store, "paris")
+    await store.seal("r1", 1, (), 1, num_prompt_tokens=0, num_output_tokens=0)
+    assert await store.begin("r1") is None
+    assert await store.wanted("r1", 1, 0)
 
 
 async def test_request_is_due_at_its_deadline_without_being_asked(store: Store) -> None:

@@ -1,0 +1,156 @@
+"""Watches a simulated cluster from outside and says which of the promises P1-P11 it broke."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pice.core import CLOUD_SITE, Answer, Candidate, Failure, Record, Request, Segment
+from pice.errors import DecodeError
+from pice.message.codec import decode, decode_as
+from pice.store.base import Counted
+from pice.store.memory import MemoryStore
+from pice.transport.base import CANDIDATES, DEAD, REQUESTS, Delivery
+
+Identity = tuple[str, int, int, str, str]
+
+
+def identity(candidate: Candidate) -> Identity:
+    return (candidate.request_id, candidate.attempt, candidate.index, candidate.site, candidate.model)
+
+
+class WatchedStore(MemoryStore):
+    """The in-memory store, keeping a note of what was counted and of every end of a request."""
+
+    def __init__(self, *, max_open: int) -> None:
+        super().__init__(max_open=max_open)
+        self.counted: Counter[Identity] = Counter()
+        self.foreign: list[Identity] = []
+        self.ends: Counter[str] = Counter()
+        self.most_open = 0
+
+    async def open(self, request: Request) -> bool:
+        opened = await super().open(request)
+        self.most_open = max(self.most_open, self._num_open)
+        return opened
+
+    async def add_candidate(self, candidate: Candidate) -> Counted:
+        counted = await super().add_candidate(candidate)
+        if counted is Counted.NEW:
+            self.counted[identity(candidate)] += 1
+        if counted is Counted.FOREIGN:
+            self.foreign.append(identity(candidate))
+        return counted
+
+    async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
+        ended = await super().close_request(request_id, attempt, outcome)
+        self.ends[request_id] += ended
+        return ended
+
+    def live(self, request_id: str, attempt: int | None = None) -> Record | None:
+        """The record, if work of this attempt still serves anyone."""
+        entry = self._open_entry(request_id, attempt)
+        return entry.record if entry else None
+
+
+@dataclass(slots=True)
+class Auditor:
+    """Checks each acknowledgement at the moment it is given (P2, P6)."""
+
+    store: WatchedStore
+    sent: set[Identity] = field(default_factory=set)
+    in_hand: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    buried: Counter[bytes] = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
+
+    def published(self, topic: str, payload: bytes) -> None:
+        if topic == CANDIDATES:
+            try:
+                self.sent.add(identity(decode_as(Candidate, payload)))
+            except DecodeError:
+                return
+        if topic == DEAD:
+            self.buried[payload] += 1
+
+    def received(self, delivery: Delivery) -> None:
+        if delivery.topic == REQUESTS and (request := _request(delivery)):
+            self.in_hand[request.request_id].add(delivery.position)
+
+    def acknowledged(self, delivery: Delivery) -> None:
+        try:
+            message = decode(delivery.payload)
+        except DecodeError:
+            self._expect(self.buried[delivery.payload] > 0, f"P6: junk on {delivery.topic} was not put aside")
+            return
+        if delivery.topic == REQUESTS and isinstance(message, Request):
+            self._request_acked(message, delivery)
+        elif delivery.topic == CANDIDATES and isinstance(message, Candidate):
+            self._candidate_acked(message)
+        elif isinstance(message, Segment):
+            self._segment_acked(message)
+        else:
+            self._expect(
+                self.buried[delivery.payload] > 0, f"P6: a stray message on {delivery.topic} was not put aside"
+            )
+
+    def _request_acked(self, request: Request, delivery: Delivery) -> None:
+        """A fenced attempt may let go, since the later one holds a copy of the request itself."""
+        copies = self.in_hand[request.request_id]
+        copies.discard(delivery.position)
+        record = self.store.live(request.request_id)
+        settled = record is None or record.num_segments is not None or copies
+        self._expect(bool(settled), f"P2: request {request.request_id} was acknowledged before it was settled")
+
+    def _segment_acked(self, segment: Segment) -> None:
+        record = self.store.live(segment.request_id, segment.attempt)
+        known = record.segments.get(segment.index) if record else None
+        wanted = record is not None and (known is None or known.choice is None)
+        key = (segment.request_id, segment.attempt, segment.index, segment.site, segment.model)
+        late = segment.deadline_s <= self.store.now()
+        done = not wanted or late or key in self.sent
+        self._expect(done, f"P2: segment {key} was acknowledged before its candidate was published")
+
+    def _candidate_acked(self, candidate: Candidate) -> None:
+        record = self.store.live(candidate.request_id, candidate.attempt)
+        known = record.segments.get(candidate.index) if record else None
+        counted = identity(candidate) in self.store.counted
+        foreign = identity(candidate) in self.store.foreign
+        done = known is None or known.choice is not None or counted or foreign
+        self._expect(done, f"P2: candidate {identity(candidate)} was acknowledged before it was counted")
+
+    def _expect(self, kept: bool, what: str) -> None:
+        if not kept:
+            self.broken.append(what)
+
+
+def _request(delivery: Delivery) -> Request | None:
+    try:
+        return decode_as(Request, delivery.payload)
+    except DecodeError:
+        return None
+
+
+def broken_by_answer(answer: Answer) -> Iterator[str]:
+    """What an answer itself shows to be wrong."""
+    name = answer.request_id
+    indexes = [span.index for span in answer.spans]
+    if indexes != list(range(len(indexes))):
+        yield f"P3: the answer to {name} has spans {indexes}"
+    if answer.mode == "progressive":
+        covered = [point for span in answer.spans for point in span.points]
+        if covered != list(answer.sketch) and answer.finish_reason != "length":
+            yield f"P5: the answer to {name} leaves out points and says {answer.finish_reason!r}"
+    for span in answer.spans:
+        identities = [identity(scored.candidate) for scored in span.candidates]
+        if len(set(identities)) != len(identities):
+            yield f"P3: span {span.index} of {name} counts a candidate twice"
+        if any(attempt != answer.attempt for _, attempt, *_ in identities):
+            yield f"P4: span {span.index} of {name} holds a candidate of another attempt"
+        placed = {placement.site for placement in span.placements}
+        if any(site not in placed for *_, site, _ in identities):
+            yield f"P10: span {span.index} of {name} holds a candidate from a site it was never placed at"
+        if span.finish_reason == "length" and answer.finish_reason != "length":
+            yield f"P5: span {span.index} of {name} was cut and the answer does not say so"
+        if span.degraded != (span.index in answer.degraded):
+            yield f"P8: the answer to {name} does not name its degraded span {span.index}"
+        if not span.degraded and span.placements and span.site not in placed | {CLOUD_SITE}:
+            yield f"P10: span {span.index} of {name} is credited to {span.site!r}"
