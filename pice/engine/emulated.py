@@ -129,7 +129,7 @@ class EmulatedEngine:
 
     def _rng(self, prompt: Prompt, sampling: Sampling) -> random.Random:
         """Seeded by a hash that is the same in every process."""
-        said = (text for message in prompt.messages for text in (message.role, message.content))
+        said = [text for message in prompt.messages for text in (message.role, message.content)]
         key = "\0".join((str(self._seed), self._info.model, str(sampling.seed), *said))
         return random.Random(zlib.crc32(key.encode()))
 

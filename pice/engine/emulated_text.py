@@ -14,6 +14,8 @@ from pice.engine.base import Piece
 
 _TOKEN = re.compile(r"\S+\s*")
 _CONTENT_WORD = re.compile(r"[^\W\d_]{4,}")
+_NUMBER = re.compile(r"\d{1,9}")
+_NUMBERED = re.compile(r"\W*(\d{1,9})\W+(.+)")
 _VOCABULARY = _CONTENT_WORD.findall(
     """
     about across after again almost along always among answer around aside basic because before begin below between
@@ -44,8 +46,9 @@ class TextStyle:
 
     A `Prompt` that names its words gets about as many; else `answer_words` and, for each point or expansion,
     `words_per_point` say how many. `direct_rate` is how often a sketch prompt is answered in full instead,
-    `fidelity` the share of words taken from the prompt's last message (those are also more probable). The other
-    rates are for tests: a failure midway, no text at all, one phrase until the token limit, a sketch out of format.
+    `fidelity` the share of words taken from the prompt (those are also more probable): from the points that an
+    expansion is asked for, else from the user's last message. The other rates are for tests: a failure midway, no
+    text at all, one phrase until the token limit, a sketch out of format.
     """
 
     points: tuple[int, int] = (4, 8)
@@ -63,7 +66,7 @@ def write(
     prompt: Prompt, sampling: Sampling, num_prompt_tokens: int, piece_tokens: int, style: TextStyle, rng: random.Random
 ) -> list[Piece]:
     """A whole generation; every choice in it comes from `rng`."""
-    source = _CONTENT_WORD.findall(prompt.messages[-1].content) or _VOCABULARY
+    source = _CONTENT_WORD.findall(_subject(prompt)) or _VOCABULARY
     text = _Writer(style, source, rng).text(prompt, sampling.max_tokens)
     tokens, finish_reason = _cut(_TOKEN.findall(text), sampling)
     logprobs = _logprobs(tokens, source, rng)
@@ -71,6 +74,29 @@ def write(
     pieces = [Piece("".join(tokens[i:k]), k - i, logprobs[i:k]) for i, k in pairwise(bounds[:-1])]
     i, k = bounds[-2:]
     return [*pieces, Piece("".join(tokens[i:k]), k - i, logprobs[i:k], finish_reason, num_prompt_tokens)]
+
+
+def _subject(prompt: Prompt) -> str:
+    """What the text is to be about: the points an expansion is asked for, else the user's last message."""
+    asked = next((it.content for it in reversed(prompt.messages) if it.role == "user"), prompt.messages[-1].content)
+    return (_own_points(asked, prompt.words) if prompt.kind == "expand" else "") or asked
+
+
+def _own_points(asked: str, words: int) -> str:
+    """The numbered lines that the text after the last of them names by number, one or the first and the last; ""
+    where it names none. The number of words is not that of a point."""
+    points: dict[int, str] = {}
+    task: list[str] = []
+    for line in asked.splitlines():
+        if numbered := _NUMBERED.match(line):
+            points[int(numbered[1])] = numbered[2]
+            task = []
+        else:
+            task.append(line)
+    named = [int(number) for number in _NUMBER.findall(" ".join(task))]
+    if words in named:
+        named.remove(words)
+    return "\n".join([text for number, text in points.items() if min(named) <= number <= max(named)]) if named else ""
 
 
 def _cut(tokens: list[str], sampling: Sampling) -> tuple[list[str], FinishReason]:
@@ -127,9 +153,12 @@ class _Writer:
         return rate > 0.0 and self._rng.random() < rate
 
     def _words(self, num_words: int) -> list[str]:
-        fidelity, draw = self._style.fidelity, self._rng.random
-        faithful, free = (self._rng.choices(words, k=num_words) for words in (self._source, _VOCABULARY))
-        return [one if draw() < fidelity else other for one, other in zip(faithful, free, strict=True)]
+        source, fidelity, draw = self._source, self._style.fidelity, self._rng.random
+        num_own, num_free = len(source), len(_VOCABULARY)
+        return [
+            source[int(draw() * num_own)] if draw() < fidelity else _VOCABULARY[int(draw() * num_free)]
+            for _ in range(num_words)
+        ]
 
     def _prose(self, asked: int, usual: tuple[int, int]) -> str:
         """Sentences of 7 to 14 words: within 15 % of the words asked for, or as many as usual."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from pice.core import Curve, Message, Prompt, PromptKind, Sampling
+from pice.core import Curve, Message, Point, Prompt, PromptKind, Sampling, Segment
 from pice.engine.base import Piece
 from pice.engine.emulated import EmulatedEngine, TextStyle
 from pice.errors import ConfigError, EngineError, EngineUnavailable, UnsupportedParameter
 from pice.simulation.clock import VirtualClockLoop, run_virtual
+from pice.sketch.prompts import load_prompts
 
 SHARED = Curve(batch=(1, 2, 4), step_s=(0.1, 0.2, 0.3))
 INSTANT = Curve(batch=(1,), step_s=(0.0,))
@@ -80,6 +81,14 @@ def test_batch_below_the_first_given_size_takes_its_step() -> None:
         return await stamps(await engine(Curve(batch=(4, 8), step_s=(0.3, 0.5))))
 
     assert run_virtual(main())[-1] == pytest.approx(1.2)
+
+
+def test_step_of_a_falling_curve_takes_at_least_no_time() -> None:
+    async def main() -> list[list[float]]:
+        made = await engine(Curve(batch=(1, 2), step_s=(0.2, 0.1), base_s=0.5), max_inflight=4)
+        return await asyncio.gather(*(stamps(made) for _ in range(5)))
+
+    assert run_virtual(main()) == [[0.5] * 5] * 4 + [pytest.approx([1.0, 1.2, 1.4, 1.6, 1.8])]
 
 
 def test_generation_joining_midway_slows_the_step_in_progress() -> None:
@@ -282,7 +291,7 @@ def test_text_is_the_same_in_every_process() -> None:
     async def main() -> str:
         return await text(await engine(INSTANT), asking("expand", words=6))
 
-    assert run_virtual(main()) == "Guiding first guiding further safely safely harbour."
+    assert run_virtual(main()) == "Vessels safely within container safely container harbour."
 
 
 @pytest.mark.parametrize(
@@ -351,6 +360,45 @@ def test_fidelity_raises_the_share_of_the_prompts_words_and_their_probability() 
     (low_share, low_logprob), (high_share, high_logprob) = run_virtual(main(0.2)), run_virtual(main(0.8))
     assert (low_share, high_share) == pytest.approx((0.2, 0.8), abs=0.1)
     assert low_logprob < high_logprob - 0.3
+
+
+OUTLINE = ("Ferry timetables", "Lighthouse keepers counting vessels", "Dredging budgets 1914: engineers", "Tariffs")
+
+
+def expanding(first: int, last: int, *, question: str = "Why do harbours need pilots?", words: int = 60) -> Prompt:
+    """What an edge is given for the points `first` to `last` of `OUTLINE`, in the words of the built-in prompts."""
+    sketch = tuple(Point(index, text, words) for index, text in enumerate(OUTLINE))
+    asked = (Message("user", question), Message("assistant", "Gladly:"))
+    own = sketch[first - 1 : last]
+    return load_prompts("default").expand(Segment("r", 1, 0, "expand", asked, sketch, own, words, Sampling(), 9.0))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "own"),
+    [
+        (expanding(2, 2), "lighthouse keepers counting vessels"),
+        (expanding(2, 3), "lighthouse keepers counting vessels dredging budgets engineers"),
+        (expanding(3, 3, words=3), "dredging budgets engineers"),
+        (expanding(4, 4, question="Compare 2 kinds:\n1. trains\n4. canals\n9. aircraft"), "tariffs"),
+    ],
+    ids=["one point", "two points", "as many words as its number", "question with numbered lines"],
+)
+def test_expansion_takes_its_own_words_from_its_own_points(prompt: Prompt, own: str) -> None:
+    async def main() -> str:
+        made = await engine(INSTANT, style=TextStyle(fidelity=1.0))
+        return "".join([await text(made, prompt, Sampling(seed=seed)) for seed in range(20)])
+
+    assert set(run_virtual(main()).lower().replace(".", " ").split()) == set(own.split())
+
+
+def test_expansion_that_names_no_point_takes_its_words_from_the_users_last_message() -> None:
+    async def main() -> str:
+        messages = (*PROMPT.messages, Message("assistant", "Certainly, here goes"))
+        made = await engine(INSTANT, style=TextStyle(fidelity=1.0))
+        return await text(made, Prompt(messages, kind="expand", words=200))
+
+    own = set(PROMPT.messages[0].content.lower().split())
+    assert set(run_virtual(main()).lower().replace(".", " ").split()) == own
 
 
 def test_error_comes_midway_after_text_without_an_end() -> None:
