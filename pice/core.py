@@ -189,7 +189,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens by where they were spent. `num_discarded_tokens` were written by edge candidates that lost."""
+    """Tokens by where they were spent. `num_edge_output_tokens` includes `num_discarded_tokens`, those written by edge
+    candidates that lost."""
 
     num_cloud_prompt_tokens: int = 0
     num_cloud_output_tokens: int = 0
