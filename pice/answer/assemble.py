@@ -62,7 +62,7 @@ def _usage(record: Record) -> Usage:
 
 def _chosen(known: SegmentRecord) -> Candidate | None:
     choice = known.choice
-    return None if choice is None or choice.degraded else known.candidates.get((choice.site, choice.model))
+    return known.candidates.get((choice.site, choice.model)) if choice else None
 
 
 def _num_prompt_tokens(candidates: Sequence[Candidate]) -> int:

@@ -13,10 +13,13 @@ _FEW_WORDS = 3
 """Fewer words in common are chance."""
 _NEAR_CHARS = 4000
 
-_CLOSING = r"[\s\"'”’»)\]*_）」』】]*"
-_END = r"[.!?…。！？।॥؟۔]"
-_ENDED = re.compile(rf"{_END}{_CLOSING}\Z")
-_REST_OF_SENTENCE = re.compile(rf"[\"'”’»)\]*_）」』】]*(?:{_END}+{_CLOSING}|[^\S\n]*(?:\n\s*|\Z))")
+_CLOSING = r"[\"'”’»)\]*_）」』】]*"
+_STOP = r"[.!?…।॥؟۔]"
+_FULL_STOP = r"[。！？]"
+_ENDED = re.compile(rf"(?:{_STOP}|{_FULL_STOP}){_CLOSING}\s*\Z")
+_REST_OF_SENTENCE = re.compile(
+    rf"{_CLOSING}(?:{_FULL_STOP}+{_CLOSING}\s*|{_STOP}+{_CLOSING}(?:\s+|\Z)|[^\S\n]*(?:\n\s*|\Z))"
+)
 _BULLET = re.compile(r"\s*[-*+•]\s")
 _ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s")
 _NUMBER = re.compile(r"\A\W*(?:\d{1,3}[.):]\s)?")
@@ -47,10 +50,10 @@ def join_spans(spans: Sequence[Span]) -> str:
 
 def _body(span: Span) -> str:
     text = span.text.strip()
-    if span.degraded or not span.points:
+    if not span.points:
         return text
     body = _PREAMBLE.sub("", text, count=1) if _PREAMBLE.match(text) else text
-    return _without_headings(body, span.points) or body or text
+    return _without_headings(body, span.points) or text
 
 
 def _without_headings(text: str, points: Sequence[Point]) -> str:
