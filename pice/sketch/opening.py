@@ -21,34 +21,9 @@ _COURTESIES = (
     *("はい", "もちろん", "承知しました", "네", "конечно", "بالتأكيد", "حسنا", "حسنًا", "بالطبع"),
 )
 _PRESENTERS = (
-    *(
-        "here is",
-        "here's",
-        "here’s",
-        "here are",
-        "below is",
-        "the outline",
-        "hier ist",
-        "hier die",
-        "voici",
-        "aquí está",
-    ),
-    *(
-        "aquí tienes",
-        "este es",
-        "ecco",
-        "以下",
-        "下面",
-        "这是",
-        "這是",
-        "これは",
-        "次の",
-        "다음은",
-        "вот",
-        "إليك",
-        "هذا",
-        "فيما يلي",
-    ),
+    *("here is", "here's", "here’s", "here are", "below is", "the outline", "i'll", "i’ll", "i will"),
+    *("hier ist", "hier die", "voici", "aquí está", "aquí tienes", "este es", "ecco", "вот"),
+    *("以下", "下面", "这是", "這是", "これは", "次の", "다음은", "إليك", "هذا", "فيما يلي"),
 )
 _WRAPPERS = ("", "text", "txt", "markdown", "md", "plaintext", "outline")
 _DECORATION = " ¡¿\t\r#>*_=[<「【`~-\u200b\u200e\u200f\ufeff"
