@@ -79,7 +79,7 @@ class Plan:
 
     Times are predictions in seconds from the decision; 0 where nothing was predicted. `sketch_words` is the budget
     the sketch prompt names for the whole answer's outline, `segment_words` the size below which adjacent points
-    are merged, `max_segments` how many may be made.
+    are merged, `max_segments` how many may be made, `answer_words` the length expected of the answer.
     """
 
     mode: Mode
@@ -91,6 +91,7 @@ class Plan:
     segment_words: int = 0
     max_segments: int = 1
     candidates: int = 1
+    answer_words: int = 0
 
 
 @dataclass(frozen=True, slots=True)

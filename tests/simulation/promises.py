@@ -1,5 +1,6 @@
 """Watches a simulated cluster from outside and says which of the promises P1-P11 it broke."""
 
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,9 +8,13 @@ from dataclasses import dataclass, field
 from pice.core import CLOUD_SITE, Answer, Candidate, Failure, Record, Request, Segment
 from pice.errors import DecodeError
 from pice.message.codec import decode, decode_as
-from pice.store.base import Counted
+from pice.store.base import Counted, Unwanted
 from pice.store.memory import MemoryStore
 from pice.transport.base import CANDIDATES, DEAD, REQUESTS, Delivery
+
+FORGED = "forged"
+NEWS_S = 0.2
+"""In which news of an ended request reach every site that is not cut off."""
 
 Identity = tuple[str, int, int, str, str]
 
@@ -19,13 +24,17 @@ def identity(candidate: Candidate) -> Identity:
 
 
 class WatchedStore(MemoryStore):
-    """The in-memory store, keeping a note of what was counted and of every end of a request."""
+    """The in-memory store, keeping a note of what was counted and of every end of a request. It loses a share of
+    the notices, as any store may."""
 
-    def __init__(self, *, max_open: int) -> None:
+    def __init__(self, *, max_open: int, rng: random.Random, lost_notices: float) -> None:
         super().__init__(max_open=max_open)
+        self._rng = rng
+        self._lost_notices = lost_notices
         self.counted: Counter[Identity] = Counter()
         self.foreign: list[Identity] = []
         self.ends: Counter[str] = Counter()
+        self.ended_s: dict[str, float] = {}
         self.most_open = 0
 
     async def open(self, request: Request) -> bool:
@@ -44,7 +53,12 @@ class WatchedStore(MemoryStore):
     async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
         ended = await super().close_request(request_id, attempt, outcome)
         self.ends[request_id] += ended
+        self.ended_s.setdefault(request_id, self.now())
         return ended
+
+    def _notify(self, unwanted: Unwanted) -> None:
+        if self._rng.random() >= self._lost_notices:
+            super()._notify(unwanted)
 
     def live(self, request_id: str, attempt: int | None = None) -> Record | None:
         """The record, if work of this attempt still serves anyone."""
@@ -54,9 +68,11 @@ class WatchedStore(MemoryStore):
 
 @dataclass(slots=True)
 class Auditor:
-    """Checks each acknowledgement at the moment it is given (P2, P6)."""
+    """Checks what passes at the moment it does (P2, P6), and with `prompt`, where nothing delays the news of it,
+    that nobody goes on writing what is no longer wanted (P11)."""
 
     store: WatchedStore
+    prompt: bool = False
     sent: set[Identity] = field(default_factory=set)
     in_hand: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     buried: Counter[bytes] = field(default_factory=Counter)
@@ -64,12 +80,19 @@ class Auditor:
 
     def published(self, topic: str, payload: bytes) -> None:
         if topic == CANDIDATES:
-            try:
-                self.sent.add(identity(decode_as(Candidate, payload)))
-            except DecodeError:
-                return
+            self._candidate_published(payload)
         if topic == DEAD:
             self.buried[payload] += 1
+
+    def _candidate_published(self, payload: bytes) -> None:
+        try:
+            candidate = decode_as(Candidate, payload)
+        except DecodeError:
+            return
+        self.sent.add(identity(candidate))
+        ended_s = self.store.ended_s.get(candidate.request_id, self.store.now())
+        idle = not self.prompt or self.store.now() - ended_s < NEWS_S or candidate.model == FORGED
+        self._expect(idle, f"P11: {identity(candidate)} was written {self.store.now() - ended_s:.1f} s after the end")
 
     def received(self, delivery: Delivery) -> None:
         if delivery.topic == REQUESTS and (request := _request(delivery)):
@@ -152,5 +175,7 @@ def broken_by_answer(answer: Answer) -> Iterator[str]:
             yield f"P5: span {span.index} of {name} was cut and the answer does not say so"
         if span.degraded != (span.index in answer.degraded):
             yield f"P8: the answer to {name} does not name its degraded span {span.index}"
+        if span.degraded and CLOUD_SITE not in placed:
+            yield f"P8: span {span.index} of {name} was given up before the cloud was asked for it"
         if not span.degraded and span.placements and span.site not in placed | {CLOUD_SITE}:
             yield f"P10: span {span.index} of {name} is credited to {span.site!r}"

@@ -20,7 +20,7 @@ from pice.simulation.cluster import Cluster, Policies, seeded
 from pice.simulation.faults import Faults, FaultyTransport
 from pice.sketch.prompts import load_prompts
 from pice.transport.base import CANDIDATES, REQUESTS, segments_topic
-from tests.simulation.promises import Auditor, WatchedStore, broken_by_answer
+from tests.simulation.promises import FORGED, Auditor, WatchedStore, broken_by_answer
 
 TIMEOUT_S = 60.0
 GRACE_S = 6.0
@@ -53,11 +53,13 @@ class Scenario:
         draw = seeded(seed, "shape")
         self.num_clouds, self.num_collectors = draw.choice([1, 1, 2]), draw.choice([1, 1, 2])
         self.sites = [f"s{i}" for i in range(draw.randint(1, 4))]
+        self.num_cuts = draw.choice([0, 1, 2])
+        self.lost_notices = draw.choice([0.0, 0.0, 0.5])
         self.faults = self._faults(seeded(seed, "faults"))
 
     async def play(self) -> Result:
-        store = WatchedStore(max_open=64)
-        auditor = Auditor(store)
+        store = WatchedStore(max_open=64, rng=seeded(self.seed, "store"), lost_notices=self.lost_notices)
+        auditor = Auditor(store, prompt=self.lost_notices == 0 and self.num_cuts == 0)
         transport = FaultyTransport(seeded(self.seed, "transport"), self.faults, witness=auditor)
         engines = self._engines()
         cluster = Cluster(
@@ -87,7 +89,7 @@ class Scenario:
         def rate() -> float:
             return draw.choice([0.0, 0.02, 0.2])
 
-        return Faults(duplicate=rate(), late=rate(), late_s=draw.choice([0.2, 3.0]), lost_ack=rate())
+        return Faults(duplicate=rate(), late=rate(), late_s=draw.choice([0.2, 3.0, 8.0]), lost_ack=rate())
 
     def _policies(self) -> Policies:
         draw = seeded(self.seed, "policies")
@@ -178,7 +180,7 @@ class Scenario:
 
     async def _cut_and_pause(self, cluster: Cluster) -> None:
         draw = seeded(self.seed, "cuts")
-        for _ in range(draw.choice([0, 1, 2])):
+        for _ in range(self.num_cuts):
             await asyncio.sleep(draw.uniform(0, 4))
             name = draw.choice(self.sites)
             node, engines = cluster.nodes[f"site-{name}"], cluster.engines(name)
@@ -194,7 +196,7 @@ class Scenario:
     async def _throw_junk(self, cluster: Cluster) -> None:
         """Bytes that are no message, messages on the wrong topic, and candidates that nobody asked for."""
         draw = seeded(self.seed, "junk")
-        forged = Candidate("r0", 1, 0, "s0" if draw.random() < 0.5 else "mallory", "forged", "I was never asked.")
+        forged = Candidate("r0", 1, 0, "s0" if draw.random() < 0.5 else "mallory", FORGED, "I was never asked.")
         junk = [
             b"",
             b"\xc1",
@@ -214,7 +216,7 @@ class Scenario:
         for answer in result.answers.values():
             yield from broken_by_answer(answer)
         yield from (f"P3: {key} was counted {count} times" for key, count in store.counted.items() if count > 1)
-        if any(span.model == "forged" for answer in result.answers.values() for span in answer.spans):
+        if any(span.model == FORGED for answer in result.answers.values() for span in answer.spans):
             yield "P10: a forged candidate stands in an answer"
         if store.most_open > 64:
             yield f"P7: {store.most_open} requests were open, the limit is 64"
