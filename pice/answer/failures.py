@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pice.answer.words import Bag, bag
+from pice.answer.words import Bag, bag, words_of
 from pice.core import Candidate, Segment
 
 _REFUSAL_WORDS = 60
@@ -16,6 +16,7 @@ _LOOP_SHARE = 0.5
 _LOOP_WORDS = 12
 
 _SENTENCE_END = re.compile(r"(?:[.!?…:。！？：।॥؟۔]|```)[\s\"'”’»)\]*_）」』】]*\Z")
+_NUMBERS = re.compile(r"^\W{0,9}\d{1,3}[.):]\s", re.MULTILINE)
 # A few openings of the large languages, each with a verb where it could begin an honest text ("I can't wait to").
 _HELP = r"(?:help|assist|provide|answer|fulfill?|comply|do (?:that|this)|write|create|generate|discuss|continue)"
 _REFUSAL = re.compile(
@@ -66,7 +67,7 @@ def _failures(candidate: Candidate, text: Bag, source: Given) -> Iterator[str]:
         yield "cut"
     if len(text.words) < _REFUSAL_WORDS and _REFUSAL.match(candidate.text):
         yield "refusal"
-    if _repeats(text, source.words) if source.whole else _is_copied(text, source.words):
+    if _repeats(text, source.words) if source.whole else _is_copied(candidate, text, source.words):
         yield "echo"
     if _is_loop(text):
         yield "loop"
@@ -79,20 +80,16 @@ def _repeats(text: Bag, question: Bag) -> bool:
     return starts and num_words >= 5 and num_words >= _ECHO_SHARE * len(text.words)
 
 
-def _is_copied(text: Bag, source: Bag) -> bool:
-    """Whether most words and most runs of three (fewer, in a shorter text) stand in the source. Numbers do not
-    count: an outline may be repeated with or without them."""
-    words = _without_numbers(text.words)
-    if not words or sum(map(source.counts.__contains__, words)) < _ECHO_SHARE * len(words):
+def _is_copied(candidate: Candidate, text: Bag, source: Bag) -> bool:
+    """Whether most runs of three words (fewer, in a shorter text) stand in the source, the numbers of a
+    list aside. The first look, which nearly all texts pass, is for speed."""
+    if sum(map(source.counts.__contains__, text.words)) < len(text.words) / 2:
         return False
+    words = words_of(_NUMBERS.sub("", candidate.text)) or text.words
     size = min(3, len(words))
-    known = set(_runs(_without_numbers(source.words), size))
+    known = set(_runs(source.words, size))
     runs = _runs(words, size)
     return sum(map(known.__contains__, runs)) >= _ECHO_SHARE * len(runs)
-
-
-def _without_numbers(words: list[str]) -> list[str]:
-    return [word for word in words if not word.isdecimal()]
 
 
 def _is_loop(text: Bag) -> bool:
