@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pice import __version__
-from pice.cli import ask, config, doctor, plan
+from pice.cli import ask, batch, config, doctor, plan
 from pice.cli.session import report
 from pice.errors import PiceError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command()(ask.ask)
 app.command()(plan.plan)
 app.command()(doctor.doctor)
+app.add_typer(batch.commands, name="batch")
 app.add_typer(config.commands, name="config")
 
 

@@ -103,6 +103,11 @@ def test_environment_names_a_dashed_site_with_underscores(tmp_path: Path) -> Non
     assert settings.sites["new-york"].rtt_s == 0.08
 
 
+def test_environment_value_may_be_a_list(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, SMALL), environ={"PICE_SITES__LYON__ENGINES": '["big", "small"]'})
+    assert settings.sites["lyon"].engines == ("big", "small")
+
+
 def test_environment_without_a_section_is_not_a_setting(tmp_path: Path) -> None:
     load_settings(written(tmp_path, SMALL), environ={"PICE_DATA": "/somewhere", "PICE_REQUIRE_BROKERS": "1"})
 

@@ -158,7 +158,8 @@ def test_signal_closes_the_stream_and_gives_130(
     def run(main: Callable[[Shutdown], Any]) -> int:
         async def outer() -> int:
             shutdown.append(Shutdown())
-            code: int = await main(shutdown[0])
+            async with asyncio.timeout(10):
+                code: int = await main(shutdown[0])
             return code
 
         return asyncio.run(outer())

@@ -32,7 +32,7 @@ def test_version_is_the_packages(pice: Run) -> None:
 
 def test_help_lists_the_commands_and_the_exit_codes(pice: Run) -> None:
     shown = " ".join(pice("--help").out.split())
-    assert all(command in shown for command in ("ask", "plan", "config", "doctor", "--install-completion"))
+    assert all(command in shown for command in ("ask", "plan", "batch", "config", "doctor", "--install-completion"))
     assert all(code in shown for code in ("0 done", "1 the request failed", "2 wrong usage", "130 interrupted"))
 
 
