@@ -84,26 +84,32 @@ def recorded_text(name: str) -> str:
     return "".join(said["delta"].get("content", "") for line in lines for said in json.loads(line)["choices"])
 
 
-def models_reply() -> bytes:
-    return plain(200, models(max_model_len=1024))
+Then = Callable[[asyncio.StreamWriter], Awaitable[object]]
 
 
-def replaying(*replies: bytes, then: Callable[[asyncio.StreamWriter], Awaitable[object]] | None = None) -> Answer:
-    """Answers each chat completion with the next of `replies`, the last for ever, and then does `then`."""
+def replaying(*replies: bytes, at: str = "/v1/chat/completions", then: Then | None = None) -> Answer:
+    """Answers each request `at` with the next of `replies`, the last for ever, and then does `then`."""
     left = list(replies)
+    others = {
+        "/v1/models": plain(200, models(max_model_len=1024)),
+        "/tokenize": plain(200, {"count": 49}),
+        "/v1/chat/completions": WHOLE,
+    }
 
     async def answer(seen: Seen, writer: asyncio.StreamWriter) -> None:
-        if seen.path == "/v1/models":
-            writer.write(models_reply())
-        elif seen.path == "/tokenize":
-            writer.write(plain(200, {"count": 49}))
-        else:
-            writer.write(left.pop(0) if len(left) > 1 else left[0])
-            await writer.drain()
-            if then:
-                await then(writer)
+        if seen.path != at:
+            writer.write(others[seen.path])
+            return
+        writer.write(left.pop(0) if len(left) > 1 else left[0])
+        await writer.drain()
+        if then:
+            await then(writer)
 
     return answer
+
+
+def tokenizing(*replies: bytes, then: Then | None = None) -> Answer:
+    return replaying(*replies, at="/tokenize", then=then)
 
 
 async def hang(writer: asyncio.StreamWriter) -> None:
@@ -130,6 +136,7 @@ class Pinging(httpx.AsyncByteStream):
     """A stream in which two seconds pass before each of its comments, which never end."""
 
     def __init__(self, first: bytes) -> None:
+        self.is_closed = False
         self._first = first
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -139,12 +146,15 @@ class Pinging(httpx.AsyncByteStream):
             await asyncio.sleep(0)
             yield b": ping\n\n"
 
+    async def aclose(self) -> None:
+        self.is_closed = True
 
-def pinging_client(first: bytes) -> httpx.AsyncClient:
+
+def client_of(stream: httpx.AsyncByteStream) -> httpx.AsyncClient:
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v1/models":
             return httpx.Response(200, json=models(max_model_len=1024))
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=Pinging(first))
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=stream)
 
     return httpx.AsyncClient(transport=httpx.MockTransport(answer))
 
@@ -278,10 +288,7 @@ async def test_recorded_error_says_what_the_server_said(name: str, kind: type[Pi
 
 @needs_recordings
 async def test_recorded_list_of_models_gives_name_and_context() -> None:
-    async def answer(seen: Seen, writer: asyncio.StreamWriter) -> None:
-        writer.write(plain(200, json.loads(recorded("models"))))
-
-    async with running(answer) as (engine, _):
+    async with running(replaying(plain(200, json.loads(recorded("models"))), at="/v1/models")) as (engine, _):
         assert (engine.info.model, engine.info.context_tokens) == ("tiny", 1024)
 
 
@@ -291,6 +298,7 @@ async def test_sampling_is_posted_whole_with_the_extra_body_and_the_key() -> Non
         await generate(engine, sampling=Sampling(max_tokens=3, seed=7, stop=("\n",)))
     posted = server.seen[-1]
     assert posted.headers["authorization"] == f"Bearer {KEY}"
+    assert posted.headers["accept-encoding"] == "identity"
     assert posted.body == {
         "model": "scripted",
         "messages": [{"role": message.role, "content": message.content} for message in PROMPT.messages],
@@ -359,17 +367,9 @@ async def test_retry_after_that_is_no_number_leaves_the_back_off(retry_after: st
 
 @pytest.mark.parametrize("sent", [b"", STREAM_HEAD, STREAM_HEAD + ROLE], ids=["nothing", "head", "role"])
 async def test_connection_dropped_before_the_first_token_is_tried_again(sent: bytes) -> None:
-    replies = [sent, WHOLE]
-
-    async def answer(seen: Seen, writer: asyncio.StreamWriter) -> None:
-        if seen.path == "/v1/models":
-            return writer.write(models_reply())
-        writer.write(replies.pop(0))
-        return writer.close()
-
-    async with running(answer, max_retries=1) as (engine, _):
+    async with running(replaying(sent, WHOLE, then=drop), max_retries=1) as (engine, server):
         assert text(await generate(engine)) == "one"
-        assert not replies
+        assert num_posted(server) == 2
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ async def test_no_further_token_in_time_is_unavailable() -> None:
 
 @pytest.mark.parametrize("first", [b": ping\n\n", event(choice("one", -0.5))], ids=["first", "further"])
 async def test_comments_do_not_stand_in_for_a_token(first: bytes) -> None:
-    settings: dict[str, Any] = {"first_token_s": 5.0, "between_tokens_s": 5.0, "client": pinging_client(first)}
+    settings: dict[str, Any] = {"first_token_s": 5.0, "between_tokens_s": 5.0, "client": client_of(Pinging(first))}
     async with running(replaying(b""), **settings) as (engine, _):
         with pytest.raises(EngineUnavailable, match="in time"):
             await generate(engine)
@@ -459,11 +459,8 @@ async def test_reply_that_is_no_stream_is_an_engine_error(reply: bytes, kind: ty
 
 @pytest.mark.parametrize("reply", [plain(404, {"detail": "Not Found"}), plain(200, "<html>"), plain(200, [])])
 async def test_address_without_a_model_list_is_no_model(reply: bytes) -> None:
-    async def answer(seen: Seen, writer: asyncio.StreamWriter) -> None:
-        writer.write(reply)
-
     with pytest.raises(ModelLoadError):
-        async with running(answer):
+        async with running(replaying(reply, at="/v1/models")):
             pass
 
 
@@ -472,6 +469,13 @@ async def test_closing_the_generator_closes_the_connection() -> None:
         await (await begun(engine)).aclose()
         await server.gone.wait()
         await (await begun(engine)).aclose()
+
+
+async def test_stream_is_closed_when_closing_the_generator_returns() -> None:
+    stream = Pinging(event(choice("one", -0.5)))
+    async with running(replaying(b""), client=client_of(stream)) as (engine, _):
+        await (await begun(engine)).aclose()
+        assert stream.is_closed
 
 
 @pytest.mark.parametrize("sent", [b"", STREAM_HEAD + ROLE, STREAM_HEAD + TOKEN], ids=["unanswered", "role", "token"])
@@ -491,34 +495,54 @@ async def test_cancelling_the_task_closes_the_connection(sent: bytes) -> None:
         await server.gone.wait()
 
 
-async def test_close_ends_running_waiting_and_paused_generations() -> None:
-    async with running(replaying(STREAM_HEAD + TOKEN, then=hang), max_inflight=2) as (engine, server):
-        paused, blocked = await begun(engine), await begun(engine)
-        tasks = [asyncio.create_task(generate(engine)), asyncio.ensure_future(anext(blocked))]
+async def test_close_ends_paused_generations_and_those_that_wait_for_their_slot() -> None:
+    async with running(replaying(STREAM_HEAD + TOKEN, then=hang), max_inflight=1) as (engine, server):
+        paused = await begun(engine)
+        waiting = asyncio.create_task(generate(engine))
         await asyncio.sleep(0)
         await engine.close()
-        assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [
-            EngineUnavailable
-        ] * 2
+        await server.gone.wait()
+        with pytest.raises(EngineUnavailable, match="was closed"):
+            await waiting
         with pytest.raises(EngineUnavailable, match="was closed"):
             await anext(paused)
+        assert num_posted(server) == 1
+
+
+async def test_close_ends_a_generation_that_waits_for_its_next_token() -> None:
+    async with running(replaying(STREAM_HEAD + TOKEN, then=hang)) as (engine, server):
+        blocked = asyncio.ensure_future(anext(await begun(engine)))
+        await asyncio.sleep(0)
+        await engine.close()
+        with pytest.raises(EngineUnavailable, match="was closed"):
+            await blocked
         await server.gone.wait()
-        assert num_posted(server) == 2
 
 
 async def test_close_ends_a_wait_before_another_try() -> None:
-    answered = asyncio.Event()
+    backing_off = asyncio.Event()
 
-    async def then(writer: asyncio.StreamWriter) -> None:
-        answered.set()
+    class Long(random.Random):
+        def random(self) -> float:
+            backing_off.set()
+            return 50.0
 
-    busy = plain(503, "busy", "retry-after: 30")
-    async with running(replaying(busy, then=then), max_retries=1) as (engine, _):
+    async with running(replaying(plain(503, "busy")), max_retries=1, rng=Long()) as (engine, server):
         task = asyncio.create_task(generate(engine))
-        await answered.wait()
+        await backing_off.wait()
         await engine.close()
         with pytest.raises(EngineUnavailable):
             await task
+        assert num_posted(server) == 1
+
+
+async def test_close_keeps_back_what_has_come_but_was_not_read() -> None:
+    together = framed(event(choice("one", -0.5)) + event(choice("two", -0.5, finish="stop")) + event("[DONE]"))
+    async with running(replaying(STREAM_HEAD + together + framed(b""))) as (engine, _):
+        pieces = await begun(engine)
+        await engine.close()
+        with pytest.raises(EngineUnavailable):
+            await anext(pieces)
 
 
 async def test_no_more_than_max_inflight_are_posted_and_a_cancelled_wait_leaks_no_slot() -> None:
@@ -565,18 +589,23 @@ async def test_prompt_that_may_not_fit_is_counted_by_the_template_it_will_get() 
 
 @pytest.mark.parametrize("reply", [plain(404, {"detail": "Not Found"}), plain(405, "no"), plain(200, {"tokens": []})])
 async def test_server_without_a_tokenizer_is_asked_once_and_then_decides_itself(reply: bytes) -> None:
-    chat = replaying(WHOLE)
-
-    async def answer(seen: Seen, writer: asyncio.StreamWriter) -> None:
-        if seen.path == "/tokenize":
-            writer.write(reply)
-        else:
-            await chat(seen, writer)
-
-    async with running(answer) as (engine, server):
+    async with running(tokenizing(reply)) as (engine, server):
         assert await engine.count_tokens(PROMPT) > 49
         assert text(await generate(engine, sampling=Sampling(max_tokens=1024))) == "one"
         assert [seen.path for seen in server.seen].count("/tokenize") == 1
+
+
+async def test_busy_tokenizer_is_unavailable_and_asked_again_later() -> None:
+    async with running(tokenizing(plain(503, "busy"), plain(200, {"count": 49}))) as (engine, _):
+        with pytest.raises(EngineUnavailable):
+            await engine.count_tokens(PROMPT)
+        assert await engine.count_tokens(PROMPT) == 49
+
+
+async def test_tokenizer_that_does_not_answer_in_time_is_unavailable() -> None:
+    async with running(tokenizing(b"", then=leap), first_token_s=5.0) as (engine, _):
+        with pytest.raises(EngineUnavailable, match="in time"):
+            await engine.count_tokens(PROMPT)
 
 
 async def test_openai_dialect_asks_no_tokenizer() -> None:

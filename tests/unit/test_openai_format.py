@@ -217,6 +217,13 @@ def test_prompt_too_long_by_fields_of_the_error() -> None:
     assert (refused.num_prompt_tokens, refused.context_tokens) == (1500, 1400)
 
 
+def test_refusal_that_does_not_say_how_long_the_prompt_was_keeps_the_servers_words() -> None:
+    refused = refusal(SERVER, 400, "max_tokens=5000 cannot be greater than max_model_len=1024", max_tokens=5000)
+    assert isinstance(refused, InputError)
+    assert not isinstance(refused, PromptTooLong)
+    assert "max_model_len=1024" in str(refused)
+
+
 EXTREME = Sampling(5, 0.5, 0.25, 7, 0.125, 1.5, 0.75, -0.75, 11, ("X", "Y"))
 
 
