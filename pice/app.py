@@ -7,7 +7,7 @@ import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pice.answer.score import Weights
 from pice.answer.steps import EnsemblePolicy
@@ -28,7 +28,9 @@ from pice.store.memory import MemoryStore
 from pice.transport.base import Transport
 from pice.transport.memory import MemoryTransport
 
-__all__ = ["Pipeline", "Shutdown", "load_settings", "make_engine", "open_pipeline", "run"]
+__all__ = ["Pipeline", "Shutdown", "load_settings", "make_engine", "open_pipeline", "run", "run_once"]
+
+T = TypeVar("T")
 
 ASSUMED_CLOUD_CURVE = Curve(batch=(1, 16), step_s=(0.03, 0.05), prefill_s_per_token=0.0002, base_s=0.05)
 """Of a server whose curve is not configured; an assumption, about a 70B model on eight accelerators."""
@@ -301,6 +303,12 @@ def run(main: Callable[[Shutdown], Coroutine[Any, Any, int]]) -> int:
             return runner.run(_with_signals(main))
     except (asyncio.CancelledError, KeyboardInterrupt):
         return INTERRUPTED
+
+
+def run_once(main: Coroutine[Any, Any, T]) -> T:
+    """Runs `main` to its end on the same kind of loop, for callers that have none."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(main)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "batch": {"core", "errors", "pure", "port", "batch"},
     "simulation": {"core", "errors", "pure", "port", "node", "reference", "simulation"},
     "cli": {"package", "core", "errors", "pure", "settings", "batch", "app", "cli"},
-    "package": set[str](),
+    "package": {"app", "core"},
 }
 """What each layer may import; `app`, absent here, may import everything. A `reference` is an adapter too."""
 REFERENCES = {"pice.transport.memory", "pice.store.memory", "pice.engine.emulated"}
