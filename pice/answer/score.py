@@ -34,6 +34,8 @@ def score(segment: Segment, candidates: Sequence[Candidate], stats: ModelStats, 
     there is one; `overlap` the share of the points' words in the text (not for a whole answer: a good one need not
     repeat its question); `agreement` the mean ROUGE-1 F with the other sound candidates, if there are others.
     """
+    if not candidates:
+        return []
     source = given(segment)
     points = bag("\n".join(point.text for point in segment.points))
     read = [_read(candidate, source) for candidate in candidates]

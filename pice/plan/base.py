@@ -14,7 +14,7 @@ figure only: budgets sent to engines come from `pice.sketch.segments.token_budge
 Where = Literal["anywhere", "edge", "cloud"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Target:
     """A model at a site, as named in a placement."""
 

@@ -1,13 +1,33 @@
 """What one node knows of every site: the last heartbeats, and what it has placed since."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from pice.core import CLOUD_SITE, Candidate, ModelState, SiteState
+from pice.core import CLOUD_SITE, Candidate, Curve, ModelState, SiteState
 from pice.plan.base import Target
 
 
 @dataclass(slots=True)
+class Option:
+    """A model at a site that may be given work, as it is believed to stand now."""
+
+    target: Target
+    rtt_s: float
+    context_tokens: int
+    max_inflight: int
+    curve: Curve
+    num_outstanding: int
+    backlog_tokens: int
+
+    def add(self, num_outstanding: int, tokens: int) -> None:
+        self.num_outstanding = max(0, self.num_outstanding + num_outstanding)
+        self.backlog_tokens = max(0, self.backlog_tokens + tokens)
+
+    def copy(self) -> "Option":
+        return replace(self)
+
+
+@dataclass(frozen=True, slots=True)
 class _Sent:
     at_s: float
     tokens: int
@@ -17,53 +37,51 @@ class SiteBoard:
     """Sites as last heard of, with this node's own placements added until a later heartbeat contains them."""
 
     def __init__(self) -> None:
-        self._sites: dict[str, SiteState] = {}
+        self.edges: list[Option] = []
+        self.cloud: Option | None = None
         self._addresses: dict[str, tuple[str, int]] = {}
         self._sent: dict[Target, list[_Sent]] = {}
-        self._models: dict[Target, ModelState] = {}
+        self._options: dict[Target, Option] = {}
 
     def see(self, sites: Sequence[SiteState]) -> None:
-        self._sites = {site.site: site for site in sites}
+        """Takes the heartbeats of all sites that live; the others may be given nothing."""
         self._addresses |= {site.site: (site.pool, site.partition) for site in sites}
-        heard = {Target(site.site, model.model): site.at_s for site in sites for model in site.models}
-        self._sent = {
-            target: [sent for sent in placed if sent.at_s >= heard[target]]
-            for target, placed in self._sent.items()
-            if target in heard
-        }
-        self._models = {
-            Target(site.site, model.model): model for site in sites if not site.draining for model in site.models
-        }
-        for target in self._sent.keys() & self._models.keys():
-            self._add(target, len(self._sent[target]), sum(sent.tokens for sent in self._sent[target]))
+        options = [self._option(site, model) for site in sites for model in site.models]
+        self._options = {option.target: option for option in options}
+        self._forget_sent(self._options)
+        draining = {site.site for site in sites if site.draining}
+        usable = [option for option in options if option.target.site not in draining]
+        self.edges = [option for option in usable if option.target.site != CLOUD_SITE]
+        self.cloud = next((option for option in usable if option.target.site == CLOUD_SITE), None)
 
     def address(self, site: str) -> tuple[str, int]:
         """Pool and partition; kept for sites that are silent now, since their messages may still stand there."""
         return self._addresses[site]
 
-    def edges(self) -> Iterator[tuple[Target, SiteState, ModelState]]:
-        """Every model at every site that may be given work, the cloud's left out."""
-        for target, model in self._models.items():
-            if target.site != CLOUD_SITE:
-                yield target, self._sites[target.site], model
-
-    def cloud(self) -> tuple[Target, SiteState, ModelState] | None:
-        found = next((item for item in self._models.items() if item[0].site == CLOUD_SITE), None)
-        return (found[0], self._sites[CLOUD_SITE], found[1]) if found else None
-
-    def sent(self, target: Target, tokens: int, now_s: float) -> None:
-        self._sent.setdefault(target, []).append(_Sent(now_s, tokens))
-        self._add(target, 1, tokens)
+    def sent(self, option: Option, tokens: int, now_s: float) -> None:
+        self._sent.setdefault(option.target, []).append(_Sent(now_s, tokens))
+        option.add(1, tokens)
 
     def finished(self, candidate: Candidate) -> None:
-        target = Target(candidate.site, candidate.model)
-        if target in self._models:
-            self._add(target, -1, -candidate.num_output_tokens)
+        if option := self._options.get(Target(candidate.site, candidate.model)):
+            option.add(-1, -candidate.num_output_tokens)
 
-    def _add(self, target: Target, outstanding: int, tokens: int) -> None:
-        model = self._models[target]
-        self._models[target] = replace(
-            model,
-            num_outstanding=max(0, model.num_outstanding + outstanding),
-            backlog_tokens=max(0, model.backlog_tokens + tokens),
+    def _option(self, site: SiteState, model: ModelState) -> Option:
+        target = Target(site.site, model.model)
+        sent = [sent for sent in self._sent.get(target, ()) if sent.at_s >= site.at_s]
+        if target in self._sent:
+            self._sent[target] = sent
+        return Option(
+            target,
+            site.rtt_s,
+            model.context_tokens,
+            model.max_inflight,
+            model.curve,
+            model.num_outstanding + len(sent),
+            model.backlog_tokens + sum(one.tokens for one in sent),
         )
+
+    def _forget_sent(self, known: Collection[Target]) -> None:
+        """What went to a site that fell silent is not added to what it says when it comes back."""
+        for target in self._sent.keys() - known:
+            del self._sent[target]

@@ -8,7 +8,6 @@ from statistics import median
 from pice.core import (
     Answer,
     Candidate,
-    ModelState,
     Placement,
     Plan,
     Request,
@@ -16,7 +15,7 @@ from pice.core import (
     SiteState,
 )
 from pice.plan.base import TOKENS_PER_WORD, Target, Where
-from pice.plan.board import SiteBoard
+from pice.plan.board import Option, SiteBoard
 from pice.plan.estimate import decode_s, finish_s, prefill_s, wait_s
 
 _SEGMENT_PROMPT_TOKENS = 80
@@ -50,16 +49,16 @@ class EarliestFinish:
         return self._board.address(site)
 
     def decide(self, request: Request, num_prompt_tokens: int) -> Plan:
-        cloud = self._board.cloud()
-        edges = [(site, model) for _, site, model in self._board.edges()]
+        cloud, edges = self._board.cloud, self._board.edges
         words = round(self._expected_tokens(request) / TOKENS_PER_WORD)
         if cloud is None and not edges:
             return Plan("cloud", "no site is up", answer_words=words)
         if cloud is None:
             return Plan("edge", "the cloud site is not up", answer_words=words)
         if not edges:
-            return self._at_cloud("no edge site is up", request, cloud[2], num_prompt_tokens)
-        return self._weigh(request, num_prompt_tokens, cloud[2], edges)
+            t_cloud_s = finish_s(cloud, num_prompt_tokens, self._expected_tokens(request))
+            return Plan("cloud", "no edge site is up", t_cloud_s=t_cloud_s, answer_words=words)
+        return self._weigh(request, num_prompt_tokens, cloud, edges)
 
     def place(
         self,
@@ -72,14 +71,16 @@ class EarliestFinish:
         reason: str = "first",
     ) -> Placement | None:
         tokens, prompt_tokens = round(segment.words * TOKENS_PER_WORD), prompt_size(segment)
-        best: tuple[float, str, str] | None = None
-        for target, site, model in self._choices(where, exclude, exclude_models, prompt_tokens + tokens):
-            found = (finish_s(model, prompt_tokens, tokens, site.rtt_s), target.site, target.model)
-            best = min(best or found, found)
+        best: Option | None = None
+        best_s = 0.0
+        for option in self._choices(where, exclude, exclude_models, prompt_tokens + tokens):
+            seconds = finish_s(option, prompt_tokens, tokens, option.rtt_s)
+            if best is None or (seconds, option.target) < (best_s, best.target):
+                best, best_s = option, seconds
         if best is None:
             return None
-        self._board.sent(Target(best[1], best[2]), tokens, now_s)
-        return Placement(best[1], best[2], now_s, now_s + best[0], reason)
+        self._board.sent(best, tokens, now_s)
+        return Placement(best.target.site, best.target.model, now_s, now_s + best_s, reason)
 
     def finished(self, candidate: Candidate) -> None:
         self._board.finished(candidate)
@@ -89,18 +90,19 @@ class EarliestFinish:
 
     def _choices(
         self, where: Where, exclude: Collection[Target], exclude_models: Collection[str], num_tokens: int
-    ) -> list[tuple[Target, SiteState, ModelState]]:
-        """What is left to choose from; equals are told apart by name, so that the same input gives the same place."""
-        known = [] if where == "cloud" else list(self._board.edges())
-        left = [item for item in known if item[0].model not in exclude_models and _fits(item, exclude, num_tokens)]
-        cloud = self._board.cloud()
+    ) -> list[Option]:
+        known = [] if where == "cloud" else self._board.edges
+        left = [
+            option
+            for option in known
+            if option.target.model not in exclude_models and _fits(option, exclude, num_tokens)
+        ]
+        cloud = self._board.cloud
         if left or where == "edge" or cloud is None or not _fits(cloud, exclude, num_tokens):
             return left
         return [cloud]
 
-    def _weigh(
-        self, request: Request, num_prompt_tokens: int, cloud: ModelState, edges: list[tuple[SiteState, ModelState]]
-    ) -> Plan:
+    def _weigh(self, request: Request, num_prompt_tokens: int, cloud: Option, edges: list[Option]) -> Plan:
         plan = self._progressive(request, num_prompt_tokens, cloud, edges)
         if request.mode is not None:
             return replace(plan, mode=request.mode, reason="asked for by the request")
@@ -112,14 +114,12 @@ class EarliestFinish:
             return replace(plan, reason="predicted to be faster by more than the margin")
         return replace(plan, mode="cloud", reason="a sketch is not predicted to be faster by the margin")
 
-    def _progressive(
-        self, request: Request, num_prompt_tokens: int, cloud: ModelState, edges: list[tuple[SiteState, ModelState]]
-    ) -> Plan:
+    def _progressive(self, request: Request, num_prompt_tokens: int, cloud: Option, edges: list[Option]) -> Plan:
         """The plan if the request is sketched, with the predicted times of all three modes."""
         policy, tokens = self._policy, self._expected_tokens(request)
         words = tokens / TOKENS_PER_WORD
         num_segments = max(1, min(policy.max_segments, round(words / policy.segment_words)))
-        ends = self._segment_times(edges, num_segments, tokens / num_segments, num_prompt_tokens)
+        ends = _segment_times(edges, num_segments, tokens / num_segments, num_prompt_tokens)
         sketch_tokens = policy.sketch_ratio * tokens
         start_s = wait_s(cloud) + prefill_s(cloud.curve, num_prompt_tokens)
         written_s = [decode_s(cloud, sketch_tokens * (j + 1) / num_segments) for j in range(num_segments)]
@@ -128,34 +128,12 @@ class EarliestFinish:
             "",
             t_cloud_s=finish_s(cloud, num_prompt_tokens, tokens),
             t_progressive_s=start_s + max(t_j + end for t_j, end in zip(written_s, ends, strict=True)),
-            t_edge_s=min(finish_s(model, num_prompt_tokens, tokens, site.rtt_s) for site, model in edges),
+            t_edge_s=min(finish_s(option, num_prompt_tokens, tokens, option.rtt_s) for option in edges),
             sketch_words=max(10, round(policy.sketch_ratio * words)),
             segment_words=policy.segment_words,
             max_segments=policy.max_segments,
             answer_words=round(words),
         )
-
-    def _segment_times(
-        self,
-        edges: list[tuple[SiteState, ModelState]],
-        num_segments: int,
-        tokens: float,
-        num_prompt_tokens: int,
-    ) -> list[float]:
-        """Seconds each of the segments would take, placed one after another where it would be finished first."""
-        load, ends = list(edges), list[float]()
-        prompt_tokens = num_prompt_tokens + _SEGMENT_PROMPT_TOKENS
-        for _ in range(num_segments):
-            times = [finish_s(model, prompt_tokens, tokens, site.rtt_s) for site, model in load]
-            best = min(range(len(load)), key=times.__getitem__)
-            ends.append(times[best])
-            load[best] = (load[best][0], _busier(load[best][1], round(tokens)))
-        return ends
-
-    def _at_cloud(self, reason: str, request: Request, cloud: ModelState, num_prompt_tokens: int) -> Plan:
-        tokens = self._expected_tokens(request)
-        t_cloud_s = finish_s(cloud, num_prompt_tokens, tokens)
-        return Plan("cloud", reason, t_cloud_s=t_cloud_s, answer_words=round(tokens / TOKENS_PER_WORD))
 
     def _expected_tokens(self, request: Request) -> float:
         assumed = self._policy.assumed_answer_words * TOKENS_PER_WORD
@@ -169,9 +147,17 @@ def prompt_size(segment: Segment) -> int:
     return num_bytes // 3 + _SEGMENT_PROMPT_TOKENS
 
 
-def _busier(model: ModelState, tokens: int) -> ModelState:
-    return replace(model, num_outstanding=model.num_outstanding + 1, backlog_tokens=model.backlog_tokens + tokens)
+def _segment_times(edges: list[Option], num_segments: int, tokens: float, num_prompt_tokens: int) -> list[float]:
+    """Seconds each of the segments would take, placed one after another where it would be finished first."""
+    options, ends = [option.copy() for option in edges], list[float]()
+    prompt_tokens = num_prompt_tokens + _SEGMENT_PROMPT_TOKENS
+    for _ in range(num_segments):
+        times = [finish_s(option, prompt_tokens, tokens, option.rtt_s) for option in options]
+        best = min(range(len(options)), key=times.__getitem__)
+        ends.append(times[best])
+        options[best].add(1, round(tokens))
+    return ends
 
 
-def _fits(item: tuple[Target, SiteState, ModelState], exclude: Collection[Target], num_tokens: int) -> bool:
-    return item[0] not in exclude and num_tokens <= item[2].context_tokens
+def _fits(option: Option, exclude: Collection[Target], num_tokens: int) -> bool:
+    return option.target not in exclude and num_tokens <= option.context_tokens

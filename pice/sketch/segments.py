@@ -75,12 +75,14 @@ def token_budget(words: int, *, text_sample: str = "") -> int:
 
 
 def _tokens_per_word(sample: str) -> float:
+    if sample.isascii():
+        return 1.5
     codes = [ord(char) for char in sample if char.isalpha()]
     if _share(codes, [code for code in codes if _is_spaceless(code)]) >= 0.3:
         return 1.5
     if _share(codes, [code for code in codes if code > _END_OF_LATIN]) >= 0.3:
         return 4.0
-    return 1.5 if all(code < 0x80 for code in codes) else 2.5
+    return 2.5
 
 
 def _share(codes: Sequence[int], part: Sequence[int]) -> float:
