@@ -38,6 +38,7 @@ def line(custom_id: str) -> str:
 
 
 async def answer(request: Request) -> Answer:
+    await asyncio.sleep(0)
     return Answer(request.request_id, "Yes.", "cloud", "stop", 1, Plan("cloud", "short"))
 
 
@@ -140,10 +141,11 @@ def test_invalid_lines_are_told_before_anything_runs(desk: Desk, capsys: pytest.
         (lambda desk: desk.source.write_text(line("a") * 2), (), "lines 1 and 2 have the same custom_id 'a'"),
         (lambda desk: desk.source.unlink(), (), "in.jsonl cannot be read"),
         (lambda desk: desk.out.mkdir(), (), "it is a folder"),
+        (lambda desk: desk.out.symlink_to(desk.source), (), "is the input itself"),
         (lambda desk: desk.run(), ("--no-resume",), "out.jsonl holds 2 results"),
         (lambda desk: None, ("--set", "cloud.max_inflight=0"), "cloud.max_inflight must be >= 1"),
     ],
-    ids=["custom_id twice", "no input", "folder as output", "results there", "bad setting"],
+    ids=["custom_id twice", "no input", "folder as output", "input as output", "results there", "bad setting"],
 )
 def test_what_cannot_be_done_is_refused_before_anything_runs(
     desk: Desk,
@@ -169,7 +171,7 @@ def test_overwrite_asks_everything_again(desk: Desk) -> None:
 def test_requests_at_once_are_twice_the_clouds_unless_given(desk: Desk, args: tuple[str, ...], most: int) -> None:
     desk.source.write_text("".join(line(f"q{number}") for number in range(20)))
     assert desk.run("--quiet", *args) == 0
-    assert desk.most_asking <= most
+    assert desk.most_asking == most
     assert len(desk.asked) == 20
 
 
@@ -183,7 +185,13 @@ def test_standard_input_is_read_when_the_input_is_a_dash(desk: Desk, monkeypatch
 def test_named_pipe_can_be_the_input(desk: Desk) -> None:
     pipe = desk.folder / "pipe"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=pipe.write_bytes, args=[(line("x") + line("y")).encode()])
+
+    def write() -> None:
+        with pipe.open("wb") as stream:
+            stream.write((line("x") + line("y")).encode())
+            pipe.unlink()
+
+    writer = threading.Thread(target=write)
     writer.start()
     assert desk.run(source=str(pipe)) == 0
     writer.join(10)
@@ -202,7 +210,6 @@ def test_first_signal_finishes_what_was_begun_and_ends_with_130(
 
     async def interrupted(request: Request) -> Answer:
         shutdown.draining.set()
-        await asyncio.sleep(0)
         return await answer(request)
 
     desk.ask = interrupted
