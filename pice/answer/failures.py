@@ -50,9 +50,10 @@ def given(segment: Segment) -> Given:
 def failures(candidate: Candidate, text: Bag, source: Given) -> tuple[str, ...]:
     """Names of all that is wrong; none for a sound candidate.
 
-    `error`: its site says that it failed. `empty`: no word in it. `cut`: stopped by its limit within a sentence.
-    `refusal`: short, and begins like one. `echo`: nearly all of it was given; a whole answer may repeat what it was
-    asked about, but not the whole question and little else. `loop`: most of it repeats itself.
+    `error`: its site says that it failed. `empty`: no word in it. `cut`: stopped by its limit within a sentence; a
+    whole answer's limit is the user's own, so keeping to it is none. `refusal`: short, and begins like one. `echo`:
+    nearly all of it was given; a whole answer may repeat what it was asked about, but not the whole question and
+    little else. `loop`: most of it repeats itself.
     """
     return tuple(_failures(candidate, text, source))
 
@@ -63,7 +64,7 @@ def _failures(candidate: Candidate, text: Bag, source: Given) -> Iterator[str]:
     if not text.words:
         yield "empty"
         return
-    if candidate.finish_reason == "length" and not _SENTENCE_END.search(candidate.text):
+    if candidate.finish_reason == "length" and not source.whole and not _SENTENCE_END.search(candidate.text):
         yield "cut"
     if len(text.words) < _REFUSAL_WORDS and _REFUSAL.match(candidate.text):
         yield "refusal"

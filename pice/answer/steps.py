@@ -4,7 +4,7 @@ A pure decision over the record, so a collector that repeats it after a crash, o
 harm: the store lets each step happen once.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from pice.answer.assemble import assemble, sketch_words
@@ -66,16 +66,25 @@ Placer = Callable[[Segment, Collection[Target], Collection[str], Where, str], Pl
 
 
 def next_steps(
-    record: Record, now_s: float, policy: EnsemblePolicy, stats: ModelStats, place: Placer
+    record: Record,
+    now_s: float,
+    policy: EnsemblePolicy,
+    stats: ModelStats,
+    place: Placer,
+    *,
+    only: int | None = None,
 ) -> tuple[list[Step], float]:
-    """The steps that can be taken now, and when to look again. After a `Choose` or `Place` ask again at once."""
+    """The steps that can be taken now, and when to look again. After a `Choose` or `Place` ask again at once.
+
+    With `only` just that segment is looked at, for news that can change no other; the time then is that segment's.
+    """
     if record.outcome is not None:
         return [], record.deadline_s
     last_call_s = record.deadline_s - min(policy.reserve_s, 0.1 * record.request.timeout_s)
     if record.num_segments is None and now_s >= record.deadline_s:
         return [Close(_too_late(record))], record.deadline_s
     steps, wake_s = list[Step](), last_call_s if now_s < last_call_s else record.deadline_s
-    for known in record.segments.values():
+    for known in _looked_at(record, only):
         if known.choice is None:
             settled = _SegmentView(known, record, now_s, last_call_s, policy, stats, place).step()
             if isinstance(settled, float):
@@ -85,6 +94,12 @@ def next_steps(
     if not steps and _all_chosen(record):
         steps.append(Close(assemble(record, now_s=now_s)))
     return steps, wake_s
+
+
+def _looked_at(record: Record, only: int | None) -> Iterable[SegmentRecord]:
+    if only is None:
+        return record.segments.values()
+    return (record.segments[only],) if only in record.segments else ()
 
 
 @dataclass(slots=True)
@@ -135,34 +150,39 @@ class _SegmentView:
         return self.last_call_s if pending else self._settle(scored)
 
     def _settle(self, scored: list[Scored]) -> Step:
-        """The best there is: a good candidate or one that was only cut; else the sketch's own words, or of a whole
-        answer whatever text there is, marked as degraded."""
-        best = next((one for one in scored if set(one.failures) <= {"cut"}), None)
+        """The best there is: a good candidate or one that was only cut; else the sketch's own words. Of a whole answer
+        a refusal stands too, as it may be meant; else whatever text there is, marked as degraded."""
+        is_answer = self.known.segment.kind == "answer"
+        borne = {"refusal"} if is_answer else {"cut"}
+        best = next((one for one in scored if set(one.failures) <= borne), None)
         if best is not None:
             return Choose(self._span(best, scored))
-        if self.known.segment.kind != "answer":
-            return Choose(self._complete(sketch_words(self.known.segment), scored))
+        if not is_answer:
+            return Choose(self._sketch_words(scored))
         some = next((one for one in scored if one.candidate.text.strip()), None)
         if some is None:
             return Close(_no_candidate(self.record, list(self.known.candidates.values())))
-        return Choose(replace(self._span(some, scored), degraded=True))
+        return Choose(self._span(some, scored, degraded=True))
 
-    def _span(self, best: Scored, scored: list[Scored]) -> Span:
+    def _span(self, best: Scored, scored: list[Scored], *, degraded: bool = False) -> Span:
         candidate = best.candidate
-        span = Span(
+        return Span(
             candidate.index,
             candidate.text,
             candidate.site,
             candidate.model,
             best.confidence,
             finish_reason="length" if "cut" in best.failures else candidate.finish_reason,
-        )
-        return self._complete(span, scored)
-
-    def _complete(self, span: Span, scored: list[Scored]) -> Span:
-        return replace(
-            span,
+            degraded=degraded,
             points=self.known.segment.points,
+            placements=tuple(self.known.placements),
+            candidates=tuple(scored),
+            chosen_s=self.now_s,
+        )
+
+    def _sketch_words(self, scored: list[Scored]) -> Span:
+        return replace(
+            sketch_words(self.known.segment),
             placements=tuple(self.known.placements),
             candidates=tuple(scored),
             chosen_s=self.now_s,

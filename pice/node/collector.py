@@ -82,27 +82,32 @@ class CollectorNode:
             if candidate.logprob_mean is not None and not candidate.error:
                 self._stats.observe(candidate.model, candidate.logprob_mean)
         if counted in (Counted.NEW, Counted.REPEATED):
-            await self._advance(candidate.request_id)
+            await self._advance(candidate.request_id, candidate.index)
 
     async def _serve_due(self) -> None:
         while True:
             for request_id in await self._store.take_due():
                 await self._advance(request_id)
 
-    async def _advance(self, request_id: str) -> None:
-        """Takes every step that the record allows now, then says when to look again."""
+    async def _advance(self, request_id: str, index: int | None = None) -> None:
+        """Takes every step that the record allows now, then says when to look again. A candidate (`index`) is news
+        of its own segment alone, and what is due for the others stays so."""
         await self._news.refresh()
         while (record := await self._store.record(request_id)) is not None and record.outcome is None:
-            steps, wake_s = next_steps(record, self._store.now(), self._policy, self._stats, self._place)
+            now_s = self._store.now()
+            steps, wake_s = next_steps(record, now_s, self._policy, self._stats, self._place, only=index)
             try:
                 for step in steps:
                     await self._take(request_id, record.attempt, step)
             except TransportError as error:
                 log.warning("request %s: %s", request_id, error)
-                await self._store.set_due(request_id, self._store.now() + _RETRY_S)
+                await self._store.set_due(request_id, now_s + _RETRY_S)
                 return
-            if not steps:
-                await self._store.set_due(request_id, wake_s)
+            if any(isinstance(step, Place) for step in steps):
+                index = None
+            elif not steps:
+                if index is None:
+                    await self._store.set_due(request_id, wake_s)
                 return
 
     async def _take(self, request_id: str, attempt: int, step: Step) -> None:

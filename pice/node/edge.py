@@ -4,10 +4,10 @@ import asyncio
 import logging
 import math
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pice.core import Candidate, Event, Segment, SiteState
-from pice.engine.base import Engine
+from pice.engine.base import Engine, Piece
 from pice.errors import DecodeError, PiceError, TransportError
 from pice.message.codec import decode_as, encode
 from pice.node.consume import backoff_s, bury, drain
@@ -240,11 +240,9 @@ class EdgeNode:
 
     async def _write(self, model: Model, job: _Job) -> Candidate:
         segment, clock = job.segment, asyncio.get_running_loop()
-        started_s = clock.time()
+        started_s, num_tokens = clock.time(), 0
         events = self._text_events(segment)
-        text, logprobs = list[str](), list[float]()
-        candidate = Candidate(segment.request_id, segment.attempt, segment.index, self._address.site, segment.model, "")
-        num_tokens = 0
+        text, logprobs, last = list[str](), list[float](), Piece("")
         async with aclosing(model.engine.generate(model.prompts.expand(segment), segment.sampling)) as pieces:
             async for piece in pieces:
                 num_tokens += piece.num_tokens
@@ -253,20 +251,23 @@ class EdgeNode:
                 logprobs.extend(piece.logprobs)
                 if piece.finish_reason is None:
                     await events.write(piece.text)
-                    continue
-                candidate = replace(
-                    candidate,
-                    text="".join(text),
-                    finish_reason=piece.finish_reason,
-                    num_prompt_tokens=piece.num_prompt_tokens,
-                    num_cached_tokens=piece.num_cached_tokens,
-                    num_output_tokens=num_tokens,
-                    logprob_mean=math.fsum(logprobs) / len(logprobs) if logprobs else None,
-                    logprob_min=min(logprobs, default=None),
-                    queue_s=started_s - job.queued_s,
-                    service_s=clock.time() - started_s,
-                )
-        return candidate
+                last = piece
+        return Candidate(
+            segment.request_id,
+            segment.attempt,
+            segment.index,
+            self._address.site,
+            segment.model,
+            "".join(text),
+            last.finish_reason or "stop",
+            last.num_prompt_tokens,
+            last.num_cached_tokens,
+            num_tokens,
+            math.fsum(logprobs) / len(logprobs) if logprobs else None,
+            min(logprobs, default=None),
+            queue_s=started_s - job.queued_s,
+            service_s=clock.time() - started_s,
+        )
 
     def _text_events(self, segment: Segment) -> TextEvents:
         event = Event(
