@@ -327,6 +327,11 @@ async def _with_signals(main: Callable[[Shutdown], Coroutine[Any, Any, int]]) ->
             task.cancel()
         shutdown.draining.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
         loop.add_signal_handler(number, stop)
-    return await main(shutdown)
+    try:
+        return await main(shutdown)
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

@@ -12,8 +12,10 @@
     +-- TransportError          the queue could not take or give a message                (retriable)
     |   +-- MessageTooLarge
     |   +-- Full                a bound is reached; says when to come back
+    +-- OutputLost              a result could not be written; says what is kept
     +-- RequestFailed           the request ended without an answer
         +-- Overloaded          refused at the door; says when to come back               (retriable)
+        +-- Unavailable         something it needs is down; another try may work          (retriable)
         +-- DeadlineExceeded
         +-- Cancelled
 
@@ -97,6 +99,12 @@ class Full(TransportError):
         self.retry_after_s = retry_after_s
 
 
+class OutputLost(PiceError):
+    """A result could not be written. All lines before it are whole and kept."""
+
+    code = "output_lost"
+
+
 class RequestFailed(PiceError):
     """The request ended without an answer. `failure_code` names the cause."""
 
@@ -114,6 +122,12 @@ class Overloaded(RequestFailed):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message, failure_code=self.code)
         self.retry_after_s = retry_after_s
+
+
+class Unavailable(RequestFailed):
+    """Something the request needs is down; `failure_code` names it."""
+
+    retriable = True
 
 
 class DeadlineExceeded(RequestFailed):

@@ -9,19 +9,13 @@ import threading
 from pathlib import Path
 
 from pice.batch.format import LINE_START, Key, Written, read_back
-from pice.errors import DecodeError, InputError, PiceError
+from pice.errors import DecodeError, InputError, OutputLost
 
 _HINTS = {
     errno.ENOENT: "its folder does not exist: make it first",
     errno.ENOTDIR: "its folder is not a folder",
     errno.EISDIR: "it is a folder: name a file",
 }
-
-
-class OutputLost(PiceError):
-    """A result could not be written. All lines before it are whole and kept."""
-
-    code = "output_lost"
 
 
 class Journal:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from pice.core import Answer, Event, Failure, Request
-from pice.errors import Cancelled, DeadlineExceeded, Full, Overloaded, RequestFailed, TransportError
+from pice.errors import Cancelled, DeadlineExceeded, Full, Overloaded, RequestFailed, TransportError, Unavailable
 from pice.message.codec import encode
 from pice.store.base import Store
 from pice.transport.base import REQUESTS, Transport
@@ -91,4 +91,5 @@ def as_error(failure: Failure) -> RequestFailed:
         return DeadlineExceeded(failure.message)
     if failure.code == Cancelled.code:
         return Cancelled(failure.message)
-    return RequestFailed(failure.message, failure_code=failure.code)
+    kind = Unavailable if failure.retriable else RequestFailed
+    return kind(failure.message, failure_code=failure.code)

@@ -12,9 +12,8 @@ import pytest
 
 from pice.batch.files import BatchFiles, Start, errors_path
 from pice.batch.format import BatchItem, Key, failure_line, success_line
-from pice.batch.journal import OutputLost
 from pice.core import Answer, Plan, Sampling
-from pice.errors import InputError, RequestFailed
+from pice.errors import InputError, OutputLost, RequestFailed
 
 
 def answered(custom_id: str, text: str = "Yes.") -> bytes:

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 import pice.batch.run
 from pice.batch.files import BatchFiles, errors_path
 from pice.batch.format import Key
-from pice.batch.journal import OutputLost
 from pice.batch.progress import Progress
 from pice.batch.run import run_batch
 from pice.batch.source import read_lines, survey
 from pice.core import Answer, Plan, Request, Usage
-from pice.errors import DeadlineExceeded, InputError, Overloaded, TransportError
+from pice.errors import DeadlineExceeded, InputError, OutputLost, Overloaded, TransportError
 from pice.simulation.clock import run_virtual
 
 DEADLINE_S = 10.0
