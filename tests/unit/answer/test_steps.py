@@ -124,7 +124,7 @@ def wake_s(record: Record, now_s: float, places: Places | None = None) -> float:
         pytest.param([placed(), placed("rome", "tiny", 10)], 11.0, 14.0, id="that of the latest place"),
         pytest.param([Placement("paris", "small", 0, 0.1)], 1.0, POLICY.hedge_min_s, id="at least the least wait"),
         pytest.param([Placement("paris", "small", 0, 60)], 1.0, HARD_S, id="at most the hard deadline"),
-        pytest.param([placed(), placed(*("cloud", "big"))], 60.0, LAST_CALL_S, id="the last call, once at the cloud"),
+        pytest.param([placed(), placed(CLOUD_SITE, "big")], 20.0, LAST_CALL_S, id="the last call, once at the cloud"),
     ],
 )
 def test_segment_without_candidates_is_looked_at_again_at(
@@ -196,7 +196,9 @@ def test_second_opinion_is_waited_for_until_it_is_late() -> None:
     ("placements", "places"),
     [
         pytest.param([placed()], Places(edges=EDGES[:1]), id="no other model is there"),
-        pytest.param([placed(), placed("rome", "tiny")], Places(), id="as many were asked as may be"),
+        pytest.param(
+            [placed(), placed("rome", "tiny")], Places((Target("oslo", "new"),)), id="as many were asked as may be"
+        ),
     ],
 )
 def test_poor_candidate_is_chosen_where(placements: list[Placement], places: Places) -> None:
@@ -291,6 +293,12 @@ def test_request_is_closed_with_its_answer_once_every_segment_is_chosen() -> Non
 
 def test_request_whose_sketch_goes_on_is_not_closed_though_every_segment_is_chosen() -> None:
     record = a_record(candidates=[candidate()], sealed=False)
+    record.segments[0].choice = chosen(record)
+    assert wake_s(record, 1.0) == LAST_CALL_S
+
+
+def test_request_is_not_closed_before_the_last_of_its_segments_is_known() -> None:
+    record = replace(a_record(candidates=[candidate()]), num_segments=2)
     record.segments[0].choice = chosen(record)
     assert wake_s(record, 1.0) == LAST_CALL_S
 
