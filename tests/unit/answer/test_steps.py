@@ -30,6 +30,7 @@ QUESTION = "Why is the sky blue?"
 POINT = Point(0, "air scatters blue light most", 12)
 GOOD = "Because air scatters blue light far more than it scatters red."
 POOR = "Well, that depends on many things which nobody can tell you."
+POORER = "Ask somebody else."
 REFUSAL = "I'm sorry, but I can't help with that."
 LOOP = "blue " * 40
 
@@ -202,7 +203,8 @@ def test_second_opinion_is_waited_for_until_it_is_late() -> None:
     ],
 )
 def test_poor_candidate_is_chosen_where(placements: list[Placement], places: Places) -> None:
-    candidates = [candidate(POOR, it.site, it.model) for it in placements]
+    texts = zip(placements, (POOR, POORER), strict=False)
+    candidates = [candidate(text, it.site, it.model) for it, text in texts]
     assert chosen(a_record(placements, candidates), 1.0, places).text == POOR
 
 
