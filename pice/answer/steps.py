@@ -116,24 +116,26 @@ class _SegmentView:
 
     def step(self) -> Step | float:
         scored = score(self.known.segment, list(self.known.candidates.values()), self.stats, self.policy.weights)
-        good = [one for one in scored if not one.failures]
+        usable = [one for one in scored if set(one.failures) <= {"cut"}]
         if self.now_s >= self.last_call_s:
             return self._settle(scored) if self.record.num_segments is not None else self.record.deadline_s
-        return self._with_candidates(good, scored) if good else self._without(scored)
+        return self._with_candidates(usable, scored) if usable else self._without(scored)
 
-    def _with_candidates(self, good: list[Scored], scored: list[Scored]) -> Step | float:
-        enough = len(good) >= self._num_wanted()
-        if enough and good[0].confidence >= self.policy.second_opinion_below:
-            return Choose(self._span(good[0], scored))
+    def _with_candidates(self, usable: list[Scored], scored: list[Scored]) -> Step | float:
+        """Chooses the best, or asks for more first. One that was only cut off has little confidence, and is worth a
+        second opinion at the edge but not the cloud's time."""
+        enough = len(usable) >= self._num_wanted()
+        if enough and usable[0].confidence >= self.policy.second_opinion_below:
+            return Choose(self._span(usable[0], scored))
         if self._pending():
             wake_s = self._overdue_s()
-            return wake_s if self.now_s < wake_s else Choose(self._span(good[0], scored))
+            return wake_s if self.now_s < wake_s else Choose(self._span(usable[0], scored))
         if len(self.known.placements) < max(self._num_wanted(), self.policy.max_candidates):
             models = {placement.model for placement in self.known.placements}
             reason = "second opinion" if enough else "candidate"
             if placement := self.place(self.known.segment, self._used(), models, "edge", reason):
                 return Place(self.known.segment, placement)
-        return Choose(self._span(good[0], scored))
+        return Choose(self._span(usable[0], scored))
 
     def _without(self, scored: list[Scored]) -> Step | float:
         pending = self._pending()

@@ -52,7 +52,7 @@ class PromptSet:
         self, messages: Sequence[Message], *, sketch_words: int, max_points: int, constrained: bool = False
     ) -> Prompt:
         """A prompt to which the model writes a sketch; `constrained` adds the grammar that leaves it no choice."""
-        grammar = self.grammar.replace(_MAX_POINTS, str(max_points)) if constrained else ""
+        grammar = self.grammar.replace(_MAX_POINTS, str(max(2, max_points))) if constrained else ""
         return self._outline("sketch", messages, sketch_words, max_points, grammar=grammar)
 
     def expand(self, segment: Segment) -> Prompt:

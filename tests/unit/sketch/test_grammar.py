@@ -14,6 +14,7 @@ from pice.sketch.prompts import load_prompts  # noqa: E402  (after the skips)
 from tools.tiny_gguf import write_tiny_gguf  # noqa: E402  (needs gguf)
 
 END, FIRST_BYTE = 2, 3
+ONE = "OUTLINE\n- (5) a\n"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def _draw(sampler: Any, token: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "text", ["OUTLINE\n- (60) rent, 900 €\n", "OUTLINE\n- (5) a\n- (999) 房租\n- (10) (b) - c\n"], ids=["one", "three"]
+    "text", ["OUTLINE\n- (60) rent, 900 €\n- (5) a\n", "OUTLINE\n- (5) a\n- (99) 房租\n- (10) (b) - c\n"], ids=["two", "three"]
 )
 def test_sketch_of_the_prompts_form_is_accepted(vocabulary: Any, text: str) -> None:
     assert accepts(vocabulary, text)
@@ -59,8 +60,8 @@ def test_sketch_of_the_prompts_form_is_accepted(vocabulary: Any, text: str) -> N
     "text",
     [
         *("", "OUTLINE", "OUTLINE\n", "outline\n- (5) a\n", "Sure\n", "OUTLINE\n\n- (5) a\n", "OUTLINE\n- (5) a"),
-        *("OUTLINE\n- (0) a\n", "OUTLINE\n- (1000) a\n", "OUTLINE\n- () a\n", "OUTLINE\n- (5) \n", "OUTLINE\n- a\n"),
-        *("OUTLINE\n- (5) a\n\n", "OUTLINE\n" + "- (5) a\n" * 4),
+        *(ONE + "- (0) a\n", ONE + "- (100) a\n", ONE + "- () a\n", ONE + "- (5) \n", ONE + "- a\n", ONE),
+        *(ONE + "- (5) a\n\n", ONE + "- (5) a\n" * 3, ONE + f"- (5) {'a' * 161}\n"),
     ],
 )
 def test_anything_else_is_refused(vocabulary: Any, text: str) -> None:

@@ -83,7 +83,7 @@ def test_form_the_prompts_show_is_a_sketch_to_the_parser(prompts: PromptSet) -> 
 
 def test_only_a_constrained_sketch_has_a_grammar(prompts: PromptSet) -> None:
     grammar = prompts.sketch(MESSAGES, sketch_words=80, max_points=7, constrained=True).grammar
-    assert "point{1,7}" in grammar
+    assert "point{2,7}" in grammar
     assert "MAX_POINTS" not in grammar
 
 
