@@ -19,7 +19,7 @@ def _name(text: str) -> str:
 
 def _site_name(text: str) -> str:
     if text == CLOUD_SITE:
-        raise ValueError(f"is reserved: {CLOUD_SITE!r} is the site that stands for the cloud engine itself")
+        raise ValueError(f"is reserved: {CLOUD_SITE!r} is the site, and the pool, of the cloud engine itself")
     return _name(text)
 
 
@@ -163,7 +163,7 @@ class SiteSettings(Section):
     """An edge site. It pulls `window` segments ahead and takes them in `order`."""
 
     engines: Annotated[tuple[Name, ...], Field(min_length=1)]
-    pool: Name = "main"
+    pool: SiteName = "main"
     prompts: str = "default"
     rtt_s: float = Field(default=0.0, ge=0, le=60)
     window: int = Field(default=32, ge=1, le=4096)

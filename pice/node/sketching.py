@@ -106,6 +106,7 @@ class Attempt:
             if parser.kind != "direct":
                 await self._sketch_events.write(text)
             if parser.kind == "sketch" and self._written.num_output_tokens >= self._sketch_limit():
+                self._written.num_prompt_tokens = await self._tools.engine.count_tokens(prompt)
                 break
         await self._take(parser.finish(), builder)
         await self._sketch_events.flush()

@@ -148,7 +148,7 @@ FAULTS = [
     ),
     (
         "sites.cloud.engines=['big']",
-        "sites.cloud is reserved: 'cloud' is the site that stands for the cloud engine itself",
+        "sites.cloud is reserved: 'cloud' is the site, and the pool, of the cloud engine itself",
     ),
     ("engines.small.n_cxt=9", "engines.small.n_cxt is not known: did you mean n_ctx?"),
     ("engines.big.curve.step=1", "engines.big.curve.step is not known: did you mean step_s?"),
