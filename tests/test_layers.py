@@ -33,11 +33,12 @@ MAY_IMPORT = {
     "port": {"core", "errors"},
     "adapter": {"core", "errors", "pure", "port", "adapter"},
     "node": {"core", "errors", "pure", "port", "node"},
-    "settings": {"core", "errors", "settings"},
+    "settings": {"core", "errors", "pure", "settings"},
     "batch": {"core", "errors", "pure", "port", "batch"},
     "simulation": {"core", "errors", "pure", "port", "node", "reference", "simulation"},
     "cli": {"package", "core", "errors", "pure", "settings", "batch", "app", "cli"},
     "package": {"app", "core"},
+    "__main__": {"cli"},
 }
 """What each layer may import; `app`, absent here, may import everything. A `reference` is an adapter too."""
 REFERENCES = {"pice.transport.memory", "pice.store.memory", "pice.engine.emulated"}

@@ -34,6 +34,7 @@ class CloudPolicy:
     sketch_grammar: bool = False
     text_interval_s: float = 0.05
     site_news_age_s: float = 0.25
+    sweep_s: float = 1.0
 
 
 class CloudNode:
@@ -66,7 +67,10 @@ class CloudNode:
         inflight = InFlight(subscription)
         try:
             async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(inflight.watch(self._store.notices()))
+                watching = [
+                    tasks.create_task(inflight.watch(self._store.notices())),
+                    tasks.create_task(inflight.sweep(self._store, every_s=self._policy.sweep_s)),
+                ]
                 await consume(
                     subscription,
                     lambda delivery: self._serve(subscription, inflight, delivery),
@@ -74,7 +78,8 @@ class CloudNode:
                     stopping=stopping,
                     drain_s=self._policy.drain_s,
                 )
-                watch.cancel()
+                for task in watching:
+                    task.cancel()
         finally:
             await subscription.close()
 

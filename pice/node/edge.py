@@ -34,6 +34,7 @@ class EdgePolicy:
     heartbeat_s: float = 1.0
     heartbeat_ttl_s: float = 5.0
     text_interval_s: float = 0.1
+    sweep_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class EdgeNode:
                 background = [
                     tasks.create_task(self._heartbeats()),
                     tasks.create_task(inflight.watch(self._store.notices())),
+                    tasks.create_task(inflight.sweep(self._store, every_s=self._policy.sweep_s)),
                     tasks.create_task(self._read(tasks, subscription, inflight)),
                 ]
                 await stopping.wait()

@@ -1,9 +1,10 @@
 """The deliveries a node is working on, so that news of unwanted work can end them (P4, P8, P11)."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pice.store.base import Notices, Unwanted
+from pice.store.base import Notices, Store, Unwanted
 from pice.transport.base import Delivery, Subscription
 
 
@@ -40,11 +41,23 @@ class InFlight:
         try:
             while True:
                 for work in self._unwanted(await notices.receive()):
-                    self.remove(work)
-                    work.drop()
-                    await self._subscription.ack(work.delivery)
+                    await self._drop(work)
         finally:
             await notices.close()
+
+    async def sweep(self, store: Store, *, every_s: float) -> None:
+        """Asks the store again and again whether all this is still wanted, since news may be lost; runs until
+        cancelled."""
+        while True:
+            await asyncio.sleep(every_s)
+            for work in [work for held in self._work.values() for work in held]:
+                if not await store.wanted(work.request_id, work.attempt, work.index):
+                    await self._drop(work)
+
+    async def _drop(self, work: Work) -> None:
+        self.remove(work)
+        work.drop()
+        await self._subscription.ack(work.delivery)
 
     def _unwanted(self, news: Unwanted) -> list[Work]:
         return [

@@ -13,8 +13,9 @@ from pice.store.memory import MemoryStore
 from pice.transport.base import CANDIDATES, DEAD, REQUESTS, Delivery
 
 FORGED = "forged"
-NEWS_S = 0.2
-"""In which news of an ended request reach every site that is not cut off."""
+NEWS_S, SWEEP_S = 0.2, 1.2
+"""In which time the end of a request is known at every site that is not cut off: by the news of it, or where that was
+lost by the next sweep."""
 
 Identity = tuple[str, int, int, str, str]
 
@@ -68,11 +69,11 @@ class WatchedStore(MemoryStore):
 
 @dataclass(slots=True)
 class Auditor:
-    """Checks what passes at the moment it does (P2, P6), and with `prompt`, where nothing delays the news of it,
-    that nobody goes on writing what is no longer wanted (P11)."""
+    """Checks what passes at the moment it does (P2, P6), and that nobody writes what has not been wanted for more
+    than `idle_s` (P11)."""
 
     store: WatchedStore
-    prompt: bool = False
+    idle_s: float
     sent: set[Identity] = field(default_factory=set)
     in_hand: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     buried: Counter[bytes] = field(default_factory=Counter)
@@ -91,7 +92,7 @@ class Auditor:
             return
         self.sent.add(identity(candidate))
         ended_s = self.store.ended_s.get(candidate.request_id, self.store.now())
-        idle = not self.prompt or self.store.now() - ended_s < NEWS_S or candidate.model == FORGED
+        idle = self.store.now() - ended_s < self.idle_s or candidate.model == FORGED
         self._expect(idle, f"P11: {identity(candidate)} was written {self.store.now() - ended_s:.1f} s after the end")
 
     def received(self, delivery: Delivery) -> None:

@@ -1,6 +1,7 @@
 """A seed -> a cluster, its traffic and its faults -> what it broke. The same seed always gives the same run."""
 
 import asyncio
+import math
 import random
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -20,7 +21,7 @@ from pice.simulation.cluster import Cluster, Policies, seeded
 from pice.simulation.faults import Faults, FaultyTransport
 from pice.sketch.prompts import load_prompts
 from pice.transport.base import CANDIDATES, REQUESTS, segments_topic
-from tests.simulation.promises import FORGED, Auditor, WatchedStore, broken_by_answer
+from tests.simulation.promises import FORGED, NEWS_S, SWEEP_S, Auditor, WatchedStore, broken_by_answer
 
 TIMEOUT_S = 60.0
 GRACE_S = 6.0
@@ -59,7 +60,8 @@ class Scenario:
 
     async def play(self) -> Result:
         store = WatchedStore(max_open=64, rng=seeded(self.seed, "store"), lost_notices=self.lost_notices)
-        auditor = Auditor(store, prompt=self.lost_notices == 0 and self.num_cuts == 0)
+        news_s = SWEEP_S if self.lost_notices else NEWS_S
+        auditor = Auditor(store, idle_s=math.inf if self.num_cuts else news_s)
         transport = FaultyTransport(seeded(self.seed, "transport"), self.faults, witness=auditor)
         engines = self._engines()
         cluster = Cluster(
