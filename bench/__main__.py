@@ -1,0 +1,26 @@
+"""`python -m bench` runs every benchmark; `python -m bench NAME` runs one."""
+
+import typer
+
+from bench import eager, pipeline
+from bench.report import QuickOption
+
+COMMANDS = {"pipeline": pipeline.command, "eager": eager.command}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+for name, run in COMMANDS.items():
+    app.command(name)(run)
+
+
+@app.callback(invoke_without_command=True)
+def everything(context: typer.Context, quick: QuickOption = False) -> None:
+    """Runs one benchmark, or without a name all of them, one after another."""
+    if context.invoked_subcommand is None:
+        for run in COMMANDS.values():
+            run(quick=quick)
+    elif quick:
+        raise typer.BadParameter(f"expected --quick after the name: bench {context.invoked_subcommand} --quick")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m bench")

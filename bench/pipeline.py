@@ -1,0 +1,232 @@
+"""How many segments a second the pipeline itself carries: the real nodes on memory, engines that take no time."""
+
+import asyncio
+import cProfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from statistics import fmean
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from bench.costs import by_module, hottest, stats_of
+from bench.instant import Call, Cost, Size, engines_alone, serve
+from bench.report import Aim, PathOption, QuickOption, Report, Table, alternating, at_least, over, publish
+from pice.core import Answer
+
+SIZES = (
+    Size("10 words, token by token", 10),
+    Size("60 words, token by token", 60),
+    Size("60 words, 8 tokens at a time", 60, piece_tokens=8),
+)
+NUM_SITES = 4
+CONCURRENCY = 32
+AIM_PER_S = 5_000
+NUM_HOT = 25
+
+
+class LoopName(StrEnum):
+    """Which event loop."""
+
+    uvloop = "uvloop"
+    asyncio = "asyncio"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: answering everything, and right after it the same calls of the engines alone."""
+
+    size: str
+    round: int
+    num_requests: int
+    num_segments: int
+    words_per_point: float
+    words_per_segment: float
+    wall_us: float
+    cpu_us: float
+    engine_wall_us: float
+    engine_cpu_us: float
+    per_s: float
+    pipeline_per_s: float
+
+    @property
+    def pipeline_cpu_us(self) -> float:
+        return self.cpu_us - self.engine_cpu_us
+
+
+def command(
+    quick: QuickOption = False,
+    path: PathOption = None,
+    loop: Annotated[LoopName, typer.Option("--loop", help="The event loop.")] = LoopName.uvloop,
+    profile: Annotated[bool, typer.Option("--profile", help="Also say where the time goes, under cProfile.")] = False,
+) -> None:
+    """Segments per second through the nodes of one process, with engines that take no time."""
+    num_rounds, num_requests = (5, 60) if quick else (7, 300)
+    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+        runs = runner.run(measure(SIZES, num_rounds=num_rounds, num_requests=num_requests))
+        profiles = runner.run(profiled(SIZES, num_requests=num_requests)) if profile else {}
+    report = make_report(runs, loop, profiles)
+    publish(report, path, lambda figure: draw(figure, runs))
+    for name, found in profiles.items():
+        Console(width=160).print(profile_table(name, found))
+
+
+def loop_factory(loop: LoopName) -> Callable[[], asyncio.AbstractEventLoop]:
+    if loop is LoopName.asyncio:
+        return asyncio.new_event_loop
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+async def measure(sizes: Sequence[Size], *, num_rounds: int, num_requests: int) -> list[Run]:
+    """Every run, of alternating sizes. A first round warms up and notes what the engines are asked for."""
+    calls = {size.name: list[Call]() for size in sizes}
+    for size in sizes:
+        await _serve(size, num_requests, calls[size.name])
+    runs = list[Run]()
+    for number, size in alternating(sizes, num_rounds):
+        cost, answers = await _serve(size, num_requests)
+        engines = await engines_alone(size, calls[size.name], concurrency=CONCURRENCY)
+        runs.append(as_run(size, number, answers, cost, engines))
+    return runs
+
+
+async def profiled(sizes: Sequence[Size], *, num_requests: int) -> dict[str, dict[str, Any]]:
+    """By size: microseconds per segment of each module and of the hottest functions. cProfile makes small functions
+    look dearer than they are, so only proportions count."""
+    found = {}
+    for size in sizes:
+        with cProfile.Profile() as profile:
+            _, answers = await _serve(size, num_requests)
+        num, stats = num_segments(answers), stats_of(profile)
+        found[size.name] = {
+            "modules_us": {name: 1e6 * seconds / num for name, seconds in by_module(stats).items()},
+            "functions": [
+                {
+                    "where": hot.where,
+                    "calls": hot.num_calls / num,
+                    "own_us": 1e6 * hot.own_s / num,
+                    "all_us": 1e6 * hot.all_s / num,
+                }
+                for hot in hottest(stats, NUM_HOT)
+            ],
+        }
+    return found
+
+
+async def _serve(size: Size, num_requests: int, calls: list[Call] | None = None) -> tuple[Cost, list[Answer]]:
+    return await serve(size, num_requests=num_requests, concurrency=CONCURRENCY, num_sites=NUM_SITES, calls=calls)
+
+
+def num_segments(answers: Sequence[Answer]) -> int:
+    """Chosen segments only."""
+    return sum(len(answer.spans) for answer in answers)
+
+
+def as_run(size: Size, number: int, answers: Sequence[Answer], cost: Cost, engines: Cost) -> Run:
+    num = num_segments(answers)
+    return Run(
+        size=size.name,
+        round=number,
+        num_requests=len(answers),
+        num_segments=num,
+        words_per_point=fmean(len(point.text.split()) for answer in answers for point in answer.sketch),
+        words_per_segment=fmean(len(span.text.split()) for answer in answers for span in answer.spans),
+        wall_us=1e6 * cost.wall_s / num,
+        cpu_us=1e6 * cost.cpu_s / num,
+        engine_wall_us=1e6 * engines.wall_s / num,
+        engine_cpu_us=1e6 * engines.cpu_s / num,
+        per_s=num / cost.cpu_s,
+        pipeline_per_s=num / (cost.cpu_s - engines.cpu_s),
+    )
+
+
+def aims(runs: Sequence[Run]) -> list[Aim]:
+    """Of segments per second of one core (of CPU time: the process has one thread), by size."""
+    found = []
+    for name, own in by_size(runs).items():
+        found += [
+            at_least(f"segments/s of the pipeline itself, {name}", _median(own, "pipeline_per_s"), AIM_PER_S),
+            at_least(f"segments/s with the emulated engines' time, {name}", _median(own, "per_s"), AIM_PER_S),
+        ]
+    return found
+
+
+def by_size(runs: Sequence[Run]) -> Mapping[str, list[Run]]:
+    return {name: [run for run in runs if run.size == name] for name in dict.fromkeys(run.size for run in runs)}
+
+
+def _median(runs: Sequence[Run], name: str) -> float:
+    return over(getattr(run, name) for run in runs).median
+
+
+def make_report(runs: Sequence[Run], loop: LoopName, profiles: Mapping[str, Any]) -> Report:
+    load = {
+        "loop": loop.value,
+        "num_sites": NUM_SITES,
+        "concurrent_requests": CONCURRENCY,
+        "candidates_per_segment": 1,
+        "sizes": [asdict(size) for size in SIZES],
+    }
+    detail = {"profile": profiles} if profiles else {}
+    return Report("pipeline", load, [as_dict(run) for run in runs], aims(runs), table(runs, loop), detail)
+
+
+def as_dict(run: Run) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in (*Run.__slots__, "pipeline_cpu_us")}
+
+
+def table(runs: Sequence[Run], loop: LoopName) -> Table:
+    columns = (
+        "an expansion",
+        "segments/s, one core",
+        "without engines",
+        "CPU us/segment",
+        "of it engines",
+        "pipeline itself",
+        "wall us/segment",
+    )
+    names = ("per_s", "pipeline_per_s", "cpu_us", "engine_cpu_us", "pipeline_cpu_us", "wall_us")
+    rows = [
+        [size, *(over(getattr(run, name) for run in own).text() for name in names)]
+        for size, own in by_size(runs).items()
+    ]
+    num_runs, first = len(runs) // len(rows), runs[0]
+    notes = (
+        f"Median (lowest-highest) of {num_runs} runs of {first.num_segments} chosen segments, all answers whole.",
+        f"{NUM_SITES} sites, {CONCURRENCY} requests at once, points of {first.words_per_point:.0f} words, {loop}.",
+        "A core is a second of the process's CPU time. Engines: the same calls, driven alone, in the same round.",
+    )
+    return Table("Pipeline in one process, engines that take no time", columns, rows, notes)
+
+
+def profile_table(name: str, found: Mapping[str, Any]) -> RichTable:
+    """Modules, then functions, in microseconds per segment under cProfile."""
+    shown = RichTable(title=f"Where the time goes: {name} (us per segment under cProfile)")
+    for column in ("where", "calls", "own", "with callees"):
+        shown.add_column(column, justify="left" if column == "where" else "right")
+    for module, us in found["modules_us"].items():
+        shown.add_row(module, "", f"{us:.1f}", "")
+    shown.add_section()
+    for hot in found["functions"]:
+        shown.add_row(hot["where"], f"{hot['calls']:.1f}", f"{hot['own_us']:.1f}", f"{hot['all_us']:.1f}")
+    return shown
+
+
+def draw(figure: Any, runs: Sequence[Run]) -> None:
+    """Bars of CPU time per segment, the engines' part apart, with a mark for every run."""
+    axes = figure.subplots()
+    for at, (name, own) in enumerate(by_size(runs).items()):
+        engines, pipeline = _median(own, "engine_cpu_us"), _median(own, "pipeline_cpu_us")
+        axes.bar(at, pipeline, color="tab:blue", label="" if at else "pipeline itself")
+        axes.bar(at, engines, bottom=pipeline, color="lightgrey", label="" if at else "emulated engines")
+        axes.plot([at] * len(own), [run.cpu_us for run in own], "k.", label="" if at else "runs, whole")
+        axes.text(at, 0, name.replace(", ", "\n"), ha="center", va="bottom", color="white")
+    axes.axhline(1e6 / AIM_PER_S, color="tab:red", linestyle="--", label=f"{AIM_PER_S:,} segments/s")
+    axes.set_xticks([])
+    axes.set_ylabel("CPU microseconds per segment")
+    axes.legend()
