@@ -214,9 +214,12 @@ def _check_settings(*, n_ctx: int | None, n_seq_max: int, n_threads: int | None,
 
 
 def _native() -> ModuleType:
-    """The module that imports llama_cpp, with what the library reads from the environment set before."""
+    """The module that imports llama_cpp, with what the library reads from the environment set before.
+
+    Threads that spin at barriers stand still when anything else, such as the event loop, wants their core.
+    """
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         from pice.engine import llama_native
     except ImportError as error:

@@ -59,7 +59,6 @@ def _quick(name: str) -> Any:
     return function
 
 
-_tokenize = _quick("llama_tokenize")
 _token_to_piece = _quick("llama_token_to_piece")
 _is_eog = _quick("llama_vocab_is_eog")
 _get_logits = _quick("llama_get_logits")
@@ -158,6 +157,8 @@ class Model:
             self._template = self._chat_template(chat_template)
             self._context = self._make_context(n_seq_max, n_threads, n_batch)
             self._memory = llama_cpp.llama_get_memory(self._context)
+            if llama_cpp.llama_model_has_encoder(self._model) or not self._memory:
+                raise ModelLoadError(f"{path}: expected a model that continues text, got an encoder")
         except BaseException:
             self.close()
             raise
@@ -180,7 +181,7 @@ class Model:
         size = len(text) + 8
         while True:
             buffer = (ctypes.c_int32 * size)()
-            count = _tokenize(self._vocab, text, len(text), buffer, size, special, True)
+            count = llama_cpp.llama_tokenize(self._vocab, text, len(text), buffer, size, special, True)
             if count >= 0:
                 break
             size = -count
@@ -267,10 +268,8 @@ class Model:
         data = candidates.ctypes.data_as(llama_cpp.llama_token_data_p)
         array = llama_cpp.llama_token_data_array(data, self._n_vocab, -1, False)
         llama_cpp.llama_sampler_apply(sampler.grammar, ctypes.byref(array))
-        if not np.isfinite(candidates["logit"]).any():
-            return None
         llama_cpp.llama_sampler_apply(sampler.chain, ctypes.byref(array))
-        if not 0 <= array.selected < array.size or array.data[array.selected].logit == -math.inf:
+        if not 0 <= array.selected < array.size or not math.isfinite(array.data[array.selected].logit):
             return None
         token = int(array.data[array.selected].id)
         for each in (sampler.grammar, sampler.chain):
