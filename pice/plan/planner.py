@@ -149,13 +149,18 @@ def prompt_size(segment: Segment) -> int:
 
 def _segment_times(edges: list[Option], num_segments: int, tokens: float, num_prompt_tokens: int) -> list[float]:
     """Seconds each of the segments would take, placed one after another where it would be finished first."""
-    options, ends = [option.copy() for option in edges], list[float]()
     prompt_tokens = num_prompt_tokens + _SEGMENT_PROMPT_TOKENS
+
+    def seconds(option: Option) -> float:
+        return finish_s(option, prompt_tokens, tokens, option.rtt_s)
+
+    options, ends = [option.copy() for option in edges], list[float]()
+    times = [seconds(option) for option in options]
     for _ in range(num_segments):
-        times = [finish_s(option, prompt_tokens, tokens, option.rtt_s) for option in options]
-        best = min(range(len(options)), key=times.__getitem__)
+        best = times.index(min(times))
         ends.append(times[best])
         options[best].add(1, round(tokens))
+        times[best] = seconds(options[best])
     return ends
 
 
