@@ -18,13 +18,15 @@ from pydantic import SecretStr, ValidationError
 from pice.errors import ConfigError
 from pice.faults import Key, describe_fault
 from pice.settings import OpenAISettings, Settings
+from pice.sketch.prompts import load_prompts
 
 ENV_PREFIX = "PICE_"
 NO_ENGINES = (
     "no engine is configured: pass `--config config/emulated.toml` to try PICE without a model, or name two GGUF files "
     "as config/llama.toml does"
 )
-PATH_KEYS = ("path", "api_key_file")
+PATH_KEYS = {"engines": ("path", "api_key_file"), "sites": ("prompts",), "cloud": ("prompts",)}
+"""Keys whose value is a path, or (prompts) one when it ends in .toml."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,10 @@ def _entries(
             yield key, value, str(path)
     for name in sorted(environ):  # by now `tree` holds what the file says
         if name.startswith(ENV_PREFIX) and "__" in name:
+            _refuse_bytes(name + environ[name], f"environment {name!a}")
             yield _env_key(name, tree), _parsed(environ[name]), f"environment {name}"
     for text in overrides:
+        _refuse_bytes(text, f"--set {text!a}")
         key, value = _override(text)
         yield from ((key + rest, leaf, f"--set {'.'.join(key)}") for rest, leaf in _leaves(value))
 
@@ -95,12 +99,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    engines = tree.get("engines")
-    for engine in engines.values() if isinstance(engines, dict) else ():
-        for name in PATH_KEYS:
-            if isinstance(engine, dict) and isinstance(engine.get(name), str):
-                engine[name] = str(folder / Path(engine[name]).expanduser())
+    for section, names in PATH_KEYS.items():
+        for table in _tables(tree.get(section), nested=section != "cloud"):
+            for name in names:
+                given = table.get(name)
+                if isinstance(given, str) and (name != "prompts" or given.endswith(".toml")):
+                    table[name] = str(folder / Path(given).expanduser())
     return tree
+
+
+def _tables(section: Any, *, nested: bool) -> list[dict[str, Any]]:
+    tables = section.values() if nested and isinstance(section, dict) else [section]
+    return [table for table in tables if isinstance(table, dict)]
 
 
 def _leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
@@ -130,6 +140,14 @@ def _env_key(name: str, tree: Any) -> Key:
     return key
 
 
+def _refuse_bytes(text: str, origin: str) -> None:
+    """What came from the shell and is no UTF-8 has surrogates in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{origin} must be UTF-8 text") from None
+
+
 def _override(text: str) -> tuple[Key, Any]:
     name, equals, value = text.partition("=")
     key = tuple(part.strip() for part in name.split("."))
@@ -151,7 +169,9 @@ def _contradictions(settings: Settings) -> Iterator[tuple[Key, str]]:
     known = ", ".join(sorted(settings.engines))
     if settings.cloud.engine not in settings.engines:
         yield ("cloud", "engine"), f"must name one of the engines ({known}), got {settings.cloud.engine!r}"
+    yield from _prompt_fault(("cloud", "prompts"), settings.cloud.prompts)
     for name, site in settings.sites.items():
+        yield from _prompt_fault(("sites", name, "prompts"), site.prompts)
         key = ("sites", name, "engines")
         unknown = [engine for engine in site.engines if engine not in settings.engines]
         yield from ((key, f"must name some of the engines ({known}), got {engine!r}") for engine in unknown)
@@ -162,6 +182,13 @@ def _contradictions(settings: Settings) -> Iterator[tuple[Key, str]]:
     if planner.hedge_min_s >= limits.request_timeout_s:
         wanted = f"must be below limits.request_timeout_s ({limits.request_timeout_s:g}), got {planner.hedge_min_s:g}"
         yield ("planner", "hedge_min_s"), wanted
+
+
+def _prompt_fault(key: Key, name_or_path: str) -> Iterator[tuple[Key, str]]:
+    try:
+        load_prompts(name_or_path)
+    except ConfigError as error:
+        yield key, str(error).removeprefix("prompts: ")
 
 
 def _refusal(faults: Sequence[tuple[Key, str]], origins: Mapping[Key, str], path: Path | None) -> ConfigError:

@@ -27,6 +27,8 @@ class BatchFiles:
             InputError: a file cannot be written, is the input (`source`), holds something else, is held by another
                 process, or holds results although `start` is "new".
         """
+        if output.name in ("", "-"):
+            raise InputError(f"{output} cannot be the output: name a file, so that a rerun can read it")
         errors = errors_path(output)
         self._journals: list[Journal] = []
         try:

@@ -61,10 +61,20 @@ def survey(path: Path) -> Survey:
 
 @contextlib.contextmanager
 def spooled(stream: BinaryIO) -> Iterator[Path]:
-    """A file with everything the stream gives, so that it can be read twice; gone at the end."""
-    with tempfile.NamedTemporaryFile(prefix="pice-batch-", suffix=".jsonl") as file:
-        shutil.copyfileobj(stream, file)
-        file.flush()
+    """A file with everything the stream gives, so that it can be read twice; gone at the end.
+
+    Raises:
+        InputError: the stream cannot be read, or the temporary folder cannot take it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="pice-batch-", suffix=".jsonl"))
+            shutil.copyfileobj(stream, file)
+            file.flush()
+        except OSError as error:
+            raise InputError(
+                f"the input cannot be copied to a temporary file: {error.strerror}; name an ordinary file instead"
+            ) from error
         yield Path(file.name)
 
 

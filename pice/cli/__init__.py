@@ -1,5 +1,6 @@
 """The `pice` command. Commands parse, load the settings and call `pice.app`; what fails is said in one line."""
 
+import logging
 import sys
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from pice import __version__
 from pice.cli import ask, batch, config, doctor, plan
 from pice.cli.session import report
+from pice.cli.streams import mend_streams
 from pice.errors import PiceError
 
 EPILOG = (
@@ -46,6 +48,8 @@ def _options(
 
 def main() -> None:
     """Entry point. Every error this package raises on purpose becomes one `error:` line and an exit code."""
+    mend_streams()
+    logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s")  # commands tell failures themselves
     try:
         app()
     except PiceError as error:

@@ -31,11 +31,11 @@ def ask(
     mode: Annotated[Mode | None, typer.Option(help="Leave it to the planner unless given.")] = None,
     system: SystemOption = "",
     timeout: Annotated[
-        float | None, typer.Option(min=0.001, metavar="S", help="Seconds until it must be done.")
+        float | None, typer.Option(min=0.001, max=86_400, metavar="S", help="Seconds until it must be done.")
     ] = None,
     max_tokens: MaxTokensOption = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeat.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Makes sampling repeat.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask one question.

@@ -1,6 +1,5 @@
 """`pice batch`: a file of requests in, a file of answers out."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ from pice.batch.run import run_batch, so_far
 from pice.batch.source import Survey, spooled, survey
 from pice.cli.meter import Meter, clock, metered
 from pice.cli.options import ConfigOption, SetOption
-from pice.cli.session import INTERRUPTED, OK, UNFINISHED, report
+from pice.cli.session import INTERRUPTED, OK, UNFINISHED, report, task_group
+from pice.cli.streams import note
 from pice.config import load_settings
 from pice.errors import PiceError
 from pice.settings import Settings
@@ -61,20 +61,20 @@ def run_file(
         if retry_failed:
             files.forget_failed()
         if found.num_invalid and not quiet:
-            typer.echo(f"{found.num_invalid} lines are invalid and will fail; the first: {found.first_fault}", err=True)
+            note(f"{found.num_invalid} lines are invalid and will fail; the first: {found.first_fault}")
         meter = stack.enter_context(metered(so_far(found, files), quiet=quiet))
         code = exit_code(meter.latest)
         if meter.latest.left:
             code = run(lambda shutdown: _reported(settings, found, files, concurrency, shutdown, meter))
     if not quiet:
-        typer.echo(summary(meter.latest, failures=output if single_file else errors_path(output)), err=True)
+        note(summary(meter.latest, failures=output if single_file else errors_path(output)))
     raise typer.Exit(code)
 
 
 async def _reported(
     settings: Settings, found: Survey, files: BatchFiles, concurrency: int | None, shutdown: Shutdown, meter: Meter
 ) -> int:
-    async with asyncio.TaskGroup() as group:
+    async with task_group() as group:
         notice = group.create_task(_say_when_draining(shutdown))
         try:
             async with open_pipeline(settings) as pipeline:
@@ -98,7 +98,7 @@ async def _reported(
 
 async def _say_when_draining(shutdown: Shutdown) -> None:
     await shutdown.draining.wait()
-    typer.echo("finishing what was begun; interrupt again to give it up (the rest is done by a rerun)", err=True)
+    note("finishing what was begun; interrupt again to give it up (the rest is done by a rerun)")
 
 
 def exit_code(end: Progress) -> int:

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from pice.batch.progress import Progress
+from pice.cli.streams import note
 
 PLAIN_EVERY_S = 10.0
 
@@ -51,7 +51,7 @@ class _Lines:
     def __call__(self, seen: Progress) -> None:
         if seen.elapsed_s >= self._next_s:
             self._next_s = seen.elapsed_s + PLAIN_EVERY_S
-            typer.echo(f"{seen.finished}/{seen.total} {pace(seen)}", err=True)
+            note(f"{seen.finished}/{seen.total} {pace(seen)}")
 
 
 def pace(seen: Progress) -> str:

@@ -18,4 +18,6 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")]
 QuestionArgument = Annotated[str, typer.Argument(help="The question, or - to read it from standard input.")]
 SystemOption = Annotated[str, typer.Option("--system", metavar="TEXT", help="A system message to go before it.")]
-MaxTokensOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")]
+MaxTokensOption = Annotated[
+    int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Longest answer, in tokens.")
+]

@@ -1,11 +1,13 @@
 """What every command that asks something does around its own work: open, interrupt, report."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import typer
 
 from pice.app import Pipeline, Shutdown, open_pipeline, run
+from pice.cli.streams import note
 from pice.core import Message
 from pice.errors import ConfigError, InputError, ModelLoadError, PiceError
 from pice.settings import Settings
@@ -17,7 +19,7 @@ OK, FAILED, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 def report(error: PiceError) -> int:
     """Says on standard error what is wrong, and returns the exit code for it."""
     for line in str(error).splitlines():
-        typer.echo(f"error: {line}", err=True)
+        note(f"error: {line}")
     return REFUSED if isinstance(error, ConfigError | InputError | ModelLoadError) else FAILED
 
 
@@ -30,6 +32,8 @@ def messages(question: str, system: str = "") -> tuple[Message, ...]:
     text = _standard_input() if question == "-" else question
     if not text.strip():
         raise InputError("the question is empty: give it as an argument, or - to read it from standard input")
+    for name, given in (("question", text), ("system message", system)):
+        _check_encodable(name, given)
     before = (Message("system", system),) if system else ()
     return (*before, Message("user", text.strip()))
 
@@ -39,13 +43,35 @@ def _standard_input() -> str:
         return typer.get_binary_stream("stdin").read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input must be UTF-8 text: {error}") from error
+    except OSError as error:
+        raise InputError(f"standard input cannot be read: {error.strerror}") from error
+
+
+def _check_encodable(name: str, text: str) -> None:
+    """What the shell gave that was no UTF-8 has surrogates in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the {name} must be UTF-8 text, got a byte that is none at character {error.start}") from None
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group that a lone error leaves as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        if len(errors.exceptions) == 1:
+            raise errors.exceptions[0] from None
+        raise
 
 
 def with_pipeline(settings: Settings, body: Callable[[Pipeline], Awaitable[int]]) -> int:
     """Exit code of `body` with an open pipeline. A signal cancels it, waits for its cleanup and gives 130."""
 
     async def main(shutdown: Shutdown) -> int:
-        async with asyncio.TaskGroup() as group:
+        async with task_group() as group:
             work = group.create_task(_reported(settings, body))
             stop = group.create_task(shutdown.draining.wait())
             await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)

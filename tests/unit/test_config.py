@@ -1,6 +1,7 @@
 """Loading settings: what overrides what, and what each fault is called."""
 
 import tomllib
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -74,11 +75,12 @@ def test_override_beats_environment_beats_file_beats_default(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("cloud.prompts=terse", "terse"), ('cloud.prompts="two words"', "two words"), ("cloud.prompts=7", "7")],
+    [("terse", "terse"), ('"two words"', "two words"), ("7", "7")],
     ids=["bare word", "quoted", "number where a string is wanted"],
 )
 def test_override_value_is_toml_or_a_bare_word(tmp_path: Path, text: str, value: str) -> None:
-    assert load_settings(written(tmp_path, SMALL), [text], {}).cloud.prompts == value
+    engine = load_settings(written(tmp_path, SMALL), [f"engines.big.model={text}"], {}).engines["big"]
+    assert engine.model == value
 
 
 def test_override_may_name_a_whole_table_and_keeps_what_it_does_not_name(tmp_path: Path) -> None:
@@ -90,12 +92,20 @@ def test_override_may_name_a_whole_table_and_keeps_what_it_does_not_name(tmp_pat
 
 
 def test_override_with_a_line_break_cannot_smuggle_in_another_key(tmp_path: Path) -> None:
-    assert load_settings(written(tmp_path, SMALL), ["cloud.prompts='a'\nb=2"], {}).cloud.prompts == "'a'\nb=2"
+    engine = load_settings(written(tmp_path, SMALL), ["engines.big.model='a'\nb=2"], {}).engines["big"]
+    assert engine.model == "'a'\nb=2"
 
 
 @pytest.mark.parametrize("text", ["cloud.prompts", "=3", "cloud..prompts=3"])
 def test_override_that_is_no_assignment_is_refused(tmp_path: Path, text: str) -> None:
     assert refusal(tmp_path, SMALL, text) == [f"--set must look like sites.lyon.rtt_s=0.05, got {text!r}"]
+
+
+def test_what_is_no_utf8_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (line,) = refusal(tmp_path, SMALL, "cl\udcffoud.x=1")
+    assert line == r"--set 'cl\udcffoud.x=1' must be UTF-8 text"
+    (line,) = refusal(tmp_path, SMALL, environ={"PICE_ENGINES__BIG__API_KEY": "\udcff"})
+    assert line == "environment 'PICE_ENGINES__BIG__API_KEY' must be UTF-8 text"
 
 
 def test_environment_names_a_dashed_site_with_underscores(tmp_path: Path) -> None:
@@ -123,6 +133,17 @@ def test_path_in_a_file_starts_from_the_files_folder(tmp_path: Path) -> None:
     assert isinstance(engine, LlamaCppSettings)
     assert engine.path == tmp_path / "small.gguf"
     assert engine.model == "small"
+
+
+def test_prompt_set_in_a_file_starts_from_the_files_folder(tmp_path: Path) -> None:
+    for name in ("default.toml", "default.gbnf"):
+        (tmp_path / name).write_bytes(files("pice.sketch").joinpath("prompts", name).read_bytes())
+    text = SMALL.replace('engine = "big"', 'engine = "big"\nprompts = "default.toml"')
+    settings = load_settings(
+        written(tmp_path, text.replace('["small"]', '["small"]\nprompts = "default.toml"', 1)), (), {}
+    )
+    assert settings.cloud.prompts == settings.sites["lyon"].prompts == str(tmp_path / "default.toml")
+    assert settings.sites["new-york"].prompts == "default"
 
 
 def test_path_from_an_override_starts_from_the_current_directory(tmp_path: Path) -> None:
@@ -158,6 +179,14 @@ FAULTS = [
     ("planers.margin=1", "planers is not known: did you mean planner?"),
     ("zzz=1", "zzz is not known: known here are cloud, engines, ensemble, limits, planner, sites"),
     ("ensemble.weights.agreemnt=1", "ensemble.weights.agreemnt is not known: did you mean agreement?"),
+    (
+        "cloud.prompts=terse",
+        "cloud.prompts expected the name of a built-in set (default) or a path to a .toml file, got 'terse'",
+    ),
+    (
+        "sites.lyon.prompts=/no/set.toml",
+        "sites.lyon.prompts /no/set.toml: cannot be read (No such file or directory); give the path of a prompt set",
+    ),
     ("cloud.engine=bog", "cloud.engine must name one of the engines (big, small), got 'bog'"),
     ("sites.lyon.engines=['bog']", "sites.lyon.engines must name some of the engines (big, small), got 'bog'"),
     ("sites.lyon.engines=['small','small']", "sites.lyon.engines must be different models, got 'small' twice"),

@@ -253,6 +253,7 @@ def test_output_that_is_not_there_or_empty_can_be_started_in_any_way(out: Path, 
         ("folder", "it is a folder"),
         ("missing/out.jsonl", "its folder does not exist"),
         ("file/out.jsonl", "its folder is not a folder"),
+        ("..", "it is a folder"),
         ("device", "it must be an ordinary file"),
     ],
 )
@@ -262,6 +263,12 @@ def test_output_that_cannot_be_written_is_refused(tmp_path: Path, name: str, rea
     (tmp_path / "device").symlink_to("/dev/null")
     with pytest.raises(InputError, match=reason):
         BatchFiles(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [".", "/", "-"])
+def test_output_that_names_no_file_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="cannot be the output: name a file"):
+        BatchFiles(Path(name))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 from pathlib import Path
@@ -67,3 +68,15 @@ def test_stream_is_spooled_so_that_it_can_be_read_twice_and_is_gone_after() -> N
     with spooled(io.BytesIO(line("a") + line("b"))) as path:
         assert survey(path).keys == survey(path).keys == {"a", "b"}
     assert not path.exists()
+
+
+def test_stream_that_cannot_be_read_is_refused() -> None:
+    class Closed(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    with (
+        pytest.raises(InputError, match="cannot be copied to a temporary file: Bad file descriptor"),
+        spooled(Closed()),
+    ):
+        pass

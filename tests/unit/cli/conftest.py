@@ -90,6 +90,8 @@ def pice(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     """Runs `pice ARGS` in this process; standard output and error are pipes."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("PICE_CONFIG", raising=False)
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # what the command changes is put back
 
     def run(*args: str) -> Ran:
         monkeypatch.setattr(sys, "argv", ["pice", *args])
