@@ -1,7 +1,6 @@
 """What the thread that owns a llama.cpp model does: takes calls in, steps, and says what came of it."""
 
 import asyncio
-import math
 import queue
 import random
 import threading
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**32 - 1
 """llama.cpp takes this one for "choose yourself"."""
+
+LARGEST = 1e6
+"""Well inside of what single floats hold, in which llama.cpp reckons: an infinite number would end in no number."""
 
 Answer = Piece | int | PiceError
 
@@ -195,15 +197,16 @@ def check_sampling(sampling: Sampling) -> None:
     Raises:
         InputError: names the value and what was expected.
     """
+    presence, frequency, repeat = sampling.presence_penalty, sampling.frequency_penalty, sampling.repeat_penalty
     rules = {
         "max_tokens": (sampling.max_tokens, sampling.max_tokens >= 1, ">= 1"),
-        "temperature": (sampling.temperature, 0 <= sampling.temperature < math.inf, "a number >= 0"),
+        "temperature": (sampling.temperature, 0 <= sampling.temperature <= LARGEST, f"from 0 to {LARGEST:g}"),
         "top_p": (sampling.top_p, 0 < sampling.top_p <= 1, "above 0 and at most 1"),
         "top_k": (sampling.top_k, 0 <= sampling.top_k < 2**31, ">= 0 (0 is off)"),
         "min_p": (sampling.min_p, 0 <= sampling.min_p <= 1, "from 0 to 1"),
-        "repeat_penalty": (sampling.repeat_penalty, 0 < sampling.repeat_penalty < math.inf, "a number above 0"),
-        "presence_penalty": (sampling.presence_penalty, math.isfinite(sampling.presence_penalty), "a number"),
-        "frequency_penalty": (sampling.frequency_penalty, math.isfinite(sampling.frequency_penalty), "a number"),
+        "repeat_penalty": (repeat, 1 / LARGEST <= repeat <= LARGEST, f"from {1 / LARGEST:g} to {LARGEST:g}"),
+        "presence_penalty": (presence, -LARGEST <= presence <= LARGEST, f"from {-LARGEST:g} to {LARGEST:g}"),
+        "frequency_penalty": (frequency, -LARGEST <= frequency <= LARGEST, f"from {-LARGEST:g} to {LARGEST:g}"),
         "seed": (sampling.seed, sampling.seed is None or 0 <= sampling.seed < MAX_SEED, f"from 0 to {MAX_SEED - 1}"),
         "stop": (sampling.stop, all(sampling.stop), "strings that are not empty"),
     }

@@ -256,6 +256,8 @@ async def test_grammar_that_leaves_no_token_fails_its_generation_alone(
         {"repeat_penalty": 0.0},
         {"presence_penalty": float("nan")},
         {"frequency_penalty": float("inf")},
+        {"frequency_penalty": 1e39},
+        {"repeat_penalty": 1e-46},
         {"seed": -1},
         {"seed": 2**32 - 1},
         {"stop": ("a", "")},
@@ -492,8 +494,8 @@ async def test_encoder_is_refused(models: Path, monkeypatch: pytest.MonkeyPatch)
 async def test_model_written_by_command_loads_and_writes_words(tmp_path: Path, preset: str) -> None:
     tool = Path(__file__).parents[2] / "tools" / "tiny_gguf.py"
     path = tmp_path / f"{preset}.gguf"
-    command = [sys.executable, tool, "--preset", preset, "--seed", "5", path]
-    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    command: list[str | Path] = [sys.executable, tool, "--preset", preset, "--seed", "5", path]
+    await asyncio.to_thread(lambda: subprocess.run(command, check=True, capture_output=True))
     async with started(path) as engine:
         assert engine.info.model == preset
         words = text(await generate(engine, asking(), DRAWN)).replace(",", " ").replace(".", " ").split()
