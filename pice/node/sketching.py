@@ -70,12 +70,13 @@ class Attempt:
         self._num_segments = 0
         self._tokens_left = record.request.sampling.max_tokens
         self._written = _Written()
+        self._in_vain = _Written()
         self._answer_events = self._events("answer_text")
         self._sketch_events = self._events("sketch_text")
 
     async def answer_here(self) -> None:
-        """The cloud model answers in full."""
-        self._written = _Written()
+        """The cloud model answers in full. What a sketch took that came to nothing still counts."""
+        self._in_vain, self._written = self._written, _Written()
         prompt = self._tools.prompts.answer(self._request.messages)
         async for text in self._generate(prompt, self._request.sampling):
             await self._show(text)
@@ -223,7 +224,7 @@ class Attempt:
     async def _close(self) -> None:
         """Ends the request with what the cloud model wrote."""
         await self._answer_events.flush()
-        now_s, written = self._tools.store.now(), self._written
+        now_s, written, in_vain = self._tools.store.now(), self._written, self._in_vain
         text = "".join(written.text).strip()
         span = Span(0, text, CLOUD_SITE, self._tools.engine.info.model, 0.0, written.finish_reason, chosen_s=now_s)
         answer = Answer(
@@ -235,8 +236,8 @@ class Attempt:
             self._plan,
             spans=(span,),
             usage=Usage(
-                num_cloud_prompt_tokens=written.num_prompt_tokens,
-                num_cloud_output_tokens=written.num_output_tokens,
+                num_cloud_prompt_tokens=in_vain.num_prompt_tokens + written.num_prompt_tokens,
+                num_cloud_output_tokens=in_vain.num_output_tokens + written.num_output_tokens,
                 num_answer_tokens=written.num_output_tokens,
             ),
             times=self._times(now_s),
