@@ -201,7 +201,7 @@ class EdgeNode:
                 model.num_running -= 1
                 job.share.end()
                 inflight.remove(job.work())
-                if job.dropped or not task.cancelled():
+                if job.dropped or not (task.cancelled() or task.exception()):
                     self._start(tasks, model, subscription, inflight)
 
             job.task.add_done_callback(finished)
