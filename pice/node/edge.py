@@ -125,6 +125,7 @@ class EdgeNode:
                 await stopping.wait()
                 self._draining = True
                 background.pop().cancel()
+                await self.announce()
                 await drain(self._running, self._policy.drain_s)
                 for task in background:
                     task.cancel()
