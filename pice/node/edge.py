@@ -214,8 +214,12 @@ class EdgeNode:
                 model.waiting.pop().share.end()
 
     async def _expand(self, model: Model, job: _Job, subscription: Subscription) -> None:
-        """Publishes the candidate, and only then acknowledges the segment (P2)."""
+        """Publishes the candidate, and only then acknowledges the segment (P2). One that waited past its deadline is
+        dropped."""
         segment, delivery = job.segment, job.delivery
+        if segment.deadline_s <= self._store.now():
+            await subscription.ack(delivery)
+            return
         try:
             candidate = await self._write(model, job)
             await self._transport.publish(CANDIDATES, encode(candidate), key=segment.request_id)
