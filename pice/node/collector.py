@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from pice.answer.normalise import ModelStats
 from pice.answer.steps import Choose, Close, EnsemblePolicy, Place, Step, next_steps
-from pice.core import Answer, Candidate, Event, Placement, Segment, Span
+from pice.core import Answer, Candidate, Event, Placement, Record, Segment, Span
 from pice.errors import DecodeError, TransportError
 from pice.message.codec import decode_as
 from pice.node.consume import bury, consume
@@ -90,8 +90,8 @@ class CollectorNode:
                 await self._advance(request_id)
 
     async def _advance(self, request_id: str, index: int | None = None) -> None:
-        """Takes every step that the record allows now, then says when to look again. A candidate (`index`) is news
-        of its own segment alone, and what is due for the others stays so."""
+        """Takes every step that the record allows now, then says when to look again. A candidate (`index`) by which
+        its segment is chosen is news of no other, and what is due for those stays so."""
         await self._news.refresh()
         while (record := await self._store.record(request_id)) is not None and record.outcome is None:
             now_s = self._store.now()
@@ -103,12 +103,13 @@ class CollectorNode:
                 log.warning("request %s: %s", request_id, error)
                 await self._store.set_due(request_id, now_s + _RETRY_S)
                 return
-            if any(isinstance(step, Place) for step in steps):
-                index = None
-            elif not steps:
-                if index is None:
-                    await self._store.set_due(request_id, wake_s)
+            if not steps and index is None:
+                await self._store.set_due(request_id, wake_s)
                 return
+            if not steps and index is not None and _is_chosen(record, index):
+                return
+            if not steps or any(isinstance(step, Place) for step in steps):
+                index = None
 
     async def _take(self, request_id: str, attempt: int, step: Step) -> None:
         match step:
@@ -138,6 +139,10 @@ class CollectorNode:
             where=where,
             reason=reason,
         )
+
+
+def _is_chosen(record: Record, index: int) -> bool:
+    return index in record.segments and record.segments[index].choice is not None
 
 
 def _chosen(request_id: str, attempt: int, span: Span) -> Event:
