@@ -1,0 +1,141 @@
+"""What a client is told, and what its going away does."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from pice.core import CLOUD_SITE, Curve, Failure
+from pice.errors import Cancelled, DeadlineExceeded, Overloaded, RequestFailed, TransportError, Unavailable
+from pice.message.codec import decode_as
+from pice.node.client import as_error
+from pice.store.memory import MemoryStore
+from pice.transport.base import REQUESTS, Subscription
+from pice.transport.memory import MemoryTransport
+from tests.node.scripted import Script, ScriptedEngine, outline
+from tests.node.stage import Stage, a_request
+
+ANSWER = Script("The moon pulls.", step_s=1.0)
+
+
+async def test_question_is_answered(stage: Stage) -> None:
+    stage.cloud(ScriptedEngine("big", ANSWER))
+    answer = await stage.client.ask(a_request())
+    assert (answer.text, answer.request_id) == ("The moon pulls.", "r")
+
+
+async def test_question_is_answered_by_a_cloud_and_its_sites(stage: Stage) -> None:
+    await stage.site(CLOUD_SITE, "big", curve=Curve((1,), (0.2,)))
+    stage.edge("paris", ScriptedEngine("small", Script("Water rises and falls twice a day, as everybody knows.")))
+    stage.cloud(ScriptedEngine("big", Script(outline("one", "two"))))
+    stage.collector(second_opinion_below=0.0)
+    await asyncio.sleep(0)
+    async with aclosing(stage.client.stream(a_request())) as events:
+        seen = [event.kind async for event in events]
+    assert seen[0] == "planned"
+    assert (seen.count("segment_released"), seen.count("segment_chosen"), seen[-1]) == (2, 2, "answered")
+    assert (await stage.answer()).degraded == ()
+
+
+async def test_request_whose_stream_is_closed_is_cancelled(stage: Stage) -> None:
+    engine = ScriptedEngine("big", ANSWER)
+    stage.cloud(engine)
+    async with aclosing(stage.client.stream(a_request())) as events:
+        async for event in events:
+            if event.kind == "answer_text":
+                break
+    assert (await stage.failure()).code == "cancelled"
+    await asyncio.sleep(0.1)
+    assert (engine.num_running, engine.num_finished, stage.transport.num_messages(REQUESTS)) == (0, 0, 0)
+
+
+async def test_request_whose_asker_is_cancelled_is_cancelled(stage: Stage) -> None:
+    stage.cloud(ScriptedEngine("big", ANSWER))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.5):
+            await stage.client.ask(a_request())
+    assert (await stage.failure()).code == "cancelled"
+
+
+async def test_request_that_nobody_ends_fails_soon_after_its_deadline(stage: Stage) -> None:
+    with pytest.raises(DeadlineExceeded, match="is a collector running"):
+        await stage.client.ask(a_request(timeout_s=10.0))
+    assert stage.store.now() == pytest.approx(15.0)
+    assert (await stage.failure()).code == "deadline_exceeded"
+
+
+async def test_request_beyond_those_that_may_be_open_is_refused_and_told_when_to_come_back(stage: Stage) -> None:
+    stage.store = MemoryStore(max_open=1)
+    await stage.submit(a_request("open"))
+    with pytest.raises(Overloaded) as refused:
+        await stage.client.ask(a_request())
+    assert (refused.value.retry_after_s, refused.value.failure_code) == (1.0, "queue_full")
+    assert stage.transport.num_messages(REQUESTS) == 1
+    await stage.store.close_request("open", None, Failure("open", "cancelled", "gone"))
+    stage.cloud(ScriptedEngine("big", ANSWER))
+    assert (await stage.client.ask(a_request())).text == "The moon pulls."
+
+
+async def test_request_that_the_queue_has_no_room_for_is_refused_and_ended(stage: Stage) -> None:
+    stage.transport = MemoryTransport(max_messages=0)
+    with pytest.raises(Overloaded) as refused:
+        await stage.client.ask(a_request())
+    assert refused.value.retry_after_s == 1.0
+    assert (await stage.failure()).code == "queue_full"
+
+
+async def test_request_too_large_for_the_queue_is_refused_and_ended(stage: Stage) -> None:
+    stage.transport = MemoryTransport(max_bytes=10)
+    with pytest.raises(TransportError):
+        await stage.client.ask(a_request())
+    assert (await stage.failure()).code == "message_too_large"
+
+
+async def test_request_asked_twice_is_followed_and_not_run_twice(stage: Stage) -> None:
+    engine = ScriptedEngine("big", ANSWER)
+    stage.cloud(engine)
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(stage.client.ask(a_request()))
+        second = tasks.create_task(stage.client.ask(a_request()))
+    third = await stage.client.ask(a_request())
+    assert first.result() == second.result() == third
+    assert len(engine.prompts) == 1
+
+
+async def test_late_follower_sees_every_event(stage: Stage) -> None:
+    stage.cloud(ScriptedEngine("big", ANSWER), text_interval_s=0.0)
+    await stage.client.ask(a_request())
+    async with aclosing(stage.client.stream(a_request())) as events:
+        seen = [event.kind async for event in events]
+    assert seen == ["planned", "answer_text", "answer_text", "answer_text", "answered"]
+
+
+async def test_failure_is_raised_as_what_it_says(stage: Stage) -> None:
+    stage.cloud(ScriptedEngine("big", ANSWER, context_tokens=10))
+    with pytest.raises(RequestFailed) as failed:
+        await stage.client.ask(a_request())
+    assert failed.value.failure_code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("code", "retriable", "error"),
+    [
+        ("deadline_exceeded", True, DeadlineExceeded),
+        ("cancelled", False, Cancelled),
+        ("engine_unavailable", True, Unavailable),
+        ("engine_error", False, RequestFailed),
+    ],
+)
+def test_failure_has_an_error_that_says_the_same(code: str, retriable: bool, error: type[RequestFailed]) -> None:
+    raised = as_error(Failure("r", code, "because", retriable))
+    assert (type(raised), raised.failure_code, str(raised)) == (error, code, "because")
+
+
+async def test_request_is_published_under_its_own_key(stage: Stage) -> None:
+    subscription: Subscription = await stage.transport.subscribe(REQUESTS, group="test")
+    async with aclosing(stage.client.stream(a_request())) as events:
+        waiting = asyncio.ensure_future(anext(events))
+        delivery = await subscription.receive()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    assert (delivery.key, type(decode_as(type(a_request()), delivery.payload))) == ("r", type(a_request()))
