@@ -7,11 +7,10 @@ from itertools import islice
 from pice.answer.words import WORD, words_of
 from pice.core import Point, Span
 
-_NEAR_WORDS = 60
+_NEAR_WORDS, _NEAR_CHARS = 60, 1000
 """How far to both sides of a joint a repeat is looked for."""
 _FEW_WORDS = 3
 """Fewer words in common are chance."""
-_NEAR_CHARS = 4000
 
 _CLOSING = r"[\"'”’»)\]*_）」』】]*"
 _STOP = r"[.!?…।॥؟۔]"
@@ -79,12 +78,12 @@ def _join(before: str, text: str, *, cut: bool) -> str:
 
 def _end_of_repeat(before: str, text: str) -> int:
     """Where in `text` its longest beginning ends with which `before` ends, word by word; 0 without one."""
-    ending = [match[0].casefold() for match in WORD.finditer(before[-_NEAR_CHARS:])][-_NEAR_WORDS:]
-    matches = list(islice(WORD.finditer(text), _NEAR_WORDS))
-    beginning = [match[0].casefold() for match in matches]
-    for size in range(min(len(ending), len(beginning)), _FEW_WORDS - 1, -1):
-        if ending[-size:] == beginning[:size]:
-            return matches[size - 1].end()
+    ending = WORD.findall(before[-_NEAR_CHARS:].casefold())[-_NEAR_WORDS:]
+    beginning = WORD.findall(text[:_NEAR_CHARS].casefold())[:_NEAR_WORDS]
+    for start, word in enumerate(ending[: 1 - _FEW_WORDS] if beginning else ()):
+        size = len(ending) - start
+        if word == beginning[0] and ending[start:] == beginning[:size]:
+            return next(islice(WORD.finditer(text), size - 1, None)).end()
     return 0
 
 
