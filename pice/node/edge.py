@@ -171,8 +171,7 @@ class EdgeNode:
             await bury(self._transport, delivery, str(error))
             await subscription.ack(delivery)
             return None
-        wanted = await self._store.wanted(segment.request_id, segment.attempt, segment.index)
-        if not wanted or segment.deadline_s <= self._store.now():
+        if not await self._store.wanted(segment.request_id, segment.attempt, segment.index):
             await subscription.ack(delivery)
             return None
         if segment.model not in self._models:
