@@ -30,6 +30,7 @@ from pice.node.cloud import CloudNode, CloudPolicy
 from pice.node.collector import CollectorNode
 from pice.node.edge import Address, EdgeNode, EdgePolicy
 from pice.node.load import Load
+from pice.plan.base import Planner
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.sketch.prompts import PromptSet, load_prompts
 from pice.store.memory import MemoryStore
@@ -106,25 +107,30 @@ class Stage:
     def client(self) -> Client:
         return Client(self.transport, self.store)
 
-    def cloud(self, engine: Engine, *, load: Load | None = None, **policy: Any) -> Running:
+    def cloud(
+        self, engine: Engine, *, load: Load | None = None, planner: Planner | None = None, **policy: Any
+    ) -> Running:
         return self._start(
             CloudNode(
                 transport=self.transport,
                 store=self.store,
                 engine=engine,
                 load=load or Load(),
-                planner=EarliestFinish(self.plan),
+                planner=planner or EarliestFinish(self.plan),
                 prompts=self.prompts,
                 policy=CloudPolicy(**policy),
             )
         )
 
-    def edge(self, site: str, *engines: Engine, partition: int = 0, **policy: Any) -> Running:
-        loaded = [(engine, Load(), self.prompts) for engine in engines]
-        address = Address(site, POOL, partition)
-        policy_ = EdgePolicy(**policy)
+    def edge(self, site: str, *engines: Engine, load: Load | None = None, **policy: Any) -> Running:
         return self._start(
-            EdgeNode(address, transport=self.transport, store=self.store, engines=loaded, policy=policy_)
+            EdgeNode(
+                Address(site, POOL, 0),
+                transport=self.transport,
+                store=self.store,
+                engines=[(engine, load or Load(), self.prompts) for engine in engines],
+                policy=EdgePolicy(**policy),
+            )
         )
 
     def collector(self, *, drain_s: float = 10.0, **policy: Any) -> Running:

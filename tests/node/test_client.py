@@ -117,6 +117,13 @@ async def test_failure_is_raised_as_what_it_says(stage: Stage) -> None:
     assert failed.value.failure_code == "context_length_exceeded"
 
 
+async def test_stream_of_a_request_that_fails_ends_with_the_failure(stage: Stage) -> None:
+    stage.cloud(ScriptedEngine("big", ANSWER, context_tokens=10))
+    async with aclosing(stage.client.stream(a_request())) as events:
+        seen = [event.kind async for event in events]
+    assert seen == ["planned", "failed"]
+
+
 @pytest.mark.parametrize(
     ("code", "retriable", "error"),
     [

@@ -1,14 +1,15 @@
 """What a cloud node does with a request, and with what goes wrong beside it."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from pice.core import CLOUD_SITE, Curve, Event, Request, Sampling
+from pice.core import CLOUD_SITE, Curve, Event, Plan, Request, Sampling
 from pice.errors import EngineError, EngineUnavailable
 from pice.message.codec import encode
 from pice.node.load import Load
-from pice.plan.planner import PlanPolicy
+from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.store.memory import MemoryStore
 from pice.transport.base import REQUESTS
 from tests.node.scripted import Script, ScriptedEngine, outline
@@ -52,13 +53,15 @@ async def test_no_segment_leaves_before_the_whole_sketch_is_written_when_eager_i
 async def test_segments_hold_every_point_once_and_in_order(stage: Stage, eager: bool) -> None:
     site = await paris(stage)
     stage.plan = PlanPolicy(segment_words=20, max_segments=4)
-    stage.cloud(ScriptedEngine("big", Script(outline(*TWENTY, words=10))), eager=eager)
+    engine = ScriptedEngine("big", Script(outline(*TWENTY, words=10)))
+    stage.cloud(engine, eager=eager)
     await stage.submit(FORCED)
     segments = [await site.receive() for _ in range(4)]
     assert [point.text for segment in segments for point in segment.points] == list(TWENTY)
     assert [segment.index for segment in segments] == [0, 1, 2, 3]
     record = await stage.record()
     assert (record.num_segments, len(record.sketch), record.sketch_output_tokens) == (4, 20, 1 + 4 * 20)
+    assert record.sketch_prompt_tokens == await engine.count_tokens(engine.prompts[0])
 
 
 async def test_each_segment_draws_with_a_seed_of_its_own(stage: Stage) -> None:
@@ -71,7 +74,7 @@ async def test_each_segment_draws_with_a_seed_of_its_own(stage: Stage) -> None:
 
 async def test_direct_answer_streams_and_ends_the_request_as_the_clouds(stage: Stage) -> None:
     await paris(stage)
-    stage.cloud(ScriptedEngine("big", Script("Because the moon pulls at the water.", step_s=0.1)))
+    stage.cloud(ScriptedEngine("big", Script("Because the moon pulls at the water.", step_s=0.1)), text_interval_s=0.15)
     await stage.submit(a_request())
     events = await stage.events("r")
     assert len(texts(events, "answer_text")) > 3
@@ -87,7 +90,7 @@ async def test_direct_answer_streams_and_ends_the_request_as_the_clouds(stage: S
 
 async def test_sketch_streams_as_it_is_written(stage: Stage) -> None:
     site = await paris(stage)
-    stage.cloud(ScriptedEngine("big", Script(outline("one", "two", "three"))), text_interval_s=0.0)
+    stage.cloud(ScriptedEngine("big", Script(outline("one", "two", "three"))), text_interval_s=5.0)
     stage.collector()
     await stage.submit(FORCED)
     for _ in range(3):
@@ -96,6 +99,59 @@ async def test_sketch_streams_as_it_is_written(stage: Stage) -> None:
     events = await stage.events("r")
     assert "".join(texts(events, "sketch_text")) == outline("one", "two", "three")
     assert [event.kind for event in events][:2] == ["planned", "sketch_text"]
+
+
+async def test_sketch_that_was_asked_for_needs_no_marker_and_no_last_line_end(stage: Stage) -> None:
+    site = await paris(stage)
+    stage.cloud(ScriptedEngine("big", Script("- one thing\n- another")))
+    await stage.submit(FORCED)
+    segment = await site.receive()
+    assert [point.text for point in segment.points] == ["one thing"]
+    assert [point.text for point in (await site.receive()).points] == ["another"]
+
+
+@pytest.mark.parametrize("sketch_grammar", [True, False])
+async def test_sketch_that_was_asked_for_is_held_to_the_grammar_when_that_is_on(
+    stage: Stage, sketch_grammar: bool
+) -> None:
+    site, engine = await paris(stage), ScriptedEngine("big", Script(outline("one")))
+    stage.cloud(engine, sketch_grammar=sketch_grammar)
+    await stage.submit(FORCED)
+    await site.receive()
+    assert bool(engine.prompts[0].grammar) is sketch_grammar
+
+
+class TwoOpinions(EarliestFinish):
+    """Wants two candidates of each segment."""
+
+    def decide(self, request: Request, num_prompt_tokens: int) -> Plan:
+        return replace(super().decide(request, num_prompt_tokens), candidates=2)
+
+
+async def test_candidates_that_the_plan_wants_are_asked_of_different_models(stage: Stage) -> None:
+    site, _, rome = await paris(stage), await stage.site("rouen"), await stage.site("rome", "tiny", curve=SLOW)
+    stage.cloud(ScriptedEngine("big", Script(outline("one"))), planner=TwoOpinions(PlanPolicy()))
+    await stage.submit(FORCED)
+    taken = [await site.receive(), await rome.receive()]
+    assert [(it.index, it.site, it.model) for it in taken] == [(0, "paris", "small"), (0, "rome", "tiny")]
+    assert (await stage.record()).num_segments == 1
+
+
+async def test_plan_learns_how_long_answers_are(stage: Stage) -> None:
+    stage.cloud(ScriptedEngine("big", Script("word " * 28)))
+    for name in ("first", "second"):
+        await stage.submit(a_request(name))
+        await stage.answer(name)
+    first, second = [await stage.answer(name) for name in ("first", "second")]
+    assert (first.plan.answer_words, second.plan.answer_words) == (250, 20)
+
+
+async def test_load_counts_down_as_the_model_writes(stage: Stage) -> None:
+    load = Load()
+    stage.cloud(ScriptedEngine("big", Script("word " * 28, step_s=1.0)), load=load)
+    await stage.submit(a_request())
+    await asyncio.sleep(10.5)
+    assert (load.num_outstanding, load.backlog_tokens) == (1, 350 - 10)
 
 
 async def test_sketch_without_points_is_followed_by_a_direct_answer(stage: Stage) -> None:
@@ -221,6 +277,22 @@ async def test_sketch_stops_when_its_request_is_cancelled(stage: Stage) -> None:
     assert (engine.num_running, engine.num_finished) == (0, 0)
     assert (load.num_outstanding, load.backlog_tokens) == (0, 0)
     assert stage.transport.num_messages(REQUESTS) == 0
+
+
+class FencingStore(MemoryStore):
+    """Another node takes every request up before it is planned."""
+
+    async def planned(self, request_id: str, attempt: int, plan: Plan) -> bool:
+        await self.begin(request_id)
+        return await super().planned(request_id, attempt, plan)
+
+
+async def test_attempt_that_is_fenced_while_it_is_planned_asks_nothing_of_the_engine(stage: Stage) -> None:
+    stage.store, engine = FencingStore(), ScriptedEngine("big", Script("The moon."))
+    stage.cloud(engine)
+    await stage.submit(a_request())
+    await asyncio.sleep(1)
+    assert (engine.prompts, (await stage.record()).attempt) == ([], 2)
 
 
 class StuckStore(MemoryStore):

@@ -93,6 +93,7 @@ async def test_segment_at_the_hard_deadline_goes_to_the_cloud(
     assert stage.store.now() == pytest.approx(30.0)
     await cloud.send(at_cloud, GOOD)
     answer = await stage.answer()
+    assert [it.site for it in answer.spans[0].placements] == ["paris", CLOUD_SITE]
     assert (answer.spans[0].site, answer.degraded) == (CLOUD_SITE, ())
     assert answer.usage.num_cloud_output_tokens == len(GOOD.split())
 

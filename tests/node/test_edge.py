@@ -10,6 +10,7 @@ import pytest
 from pice.core import Candidate, Failure, ModelState, Placement, Plan, Segment, SiteState
 from pice.errors import EngineError, EngineUnavailable, Full
 from pice.message.codec import decode_as, encode
+from pice.node.load import Load
 from pice.plan.order import Order
 from pice.store.base import Unwanted
 from pice.store.memory import MemoryStore
@@ -252,10 +253,16 @@ async def test_segment_whose_deadline_passes_while_it_waits_is_dropped_unexpande
 
 
 class DeafStore(MemoryStore):
-    """Loses all notices."""
+    """Loses all notices, and counts how often it is asked what is wanted."""
+
+    times_asked = 0
 
     def _notify(self, unwanted: Unwanted) -> None:
         pass
+
+    async def wanted(self, request_id: str, attempt: int, index: int) -> bool:
+        self.times_asked += 1
+        return await super().wanted(request_id, attempt, index)
 
 
 async def test_segments_of_an_ended_request_are_dropped_though_the_notice_was_lost(stage: Stage) -> None:
@@ -271,6 +278,15 @@ async def test_segments_of_an_ended_request_are_dropped_though_the_notice_was_lo
     assert (await work.receive()).request_id == "wanted"
     await asyncio.sleep(0)
     assert (len(engine.prompts), engine.num_finished, work.num_unacked) == (2, 1, 0)
+
+
+async def test_segment_in_hand_is_asked_after_until_it_is_finished(stage: Stage) -> None:
+    stage.store = store = DeafStore()
+    work = Work(stage, await stage.transport.subscribe(CANDIDATES, group="collectors"))
+    stage.edge("paris", small(slow(0.4)), sweep_s=1.0)
+    await work.send()
+    await asyncio.sleep(20)
+    assert store.times_asked == 1 + 2
 
 
 async def test_engine_error_midway_is_news_at_once(stage: Stage, work: Work) -> None:
@@ -410,6 +426,17 @@ async def test_drain_finishes_what_runs_and_gives_the_rest_back(stage: Stage, wo
     assert (len(engine.prompts), work.num_unacked) == (1, 1)
     stage.edge("paris", small())
     assert (await work.receive()).request_id == "waiting"
+
+
+async def test_drained_node_leaves_no_load_behind(stage: Stage, work: Work) -> None:
+    load = Load()
+    node = stage.edge("paris", small(slow(), max_inflight=1), load=load, drain_s=1.0)
+    for name in ("running", "waiting"):
+        await work.send(name)
+    await asyncio.sleep(1)
+    assert load.num_outstanding == 2
+    await node.stop()
+    assert (load.num_outstanding, load.backlog_tokens) == (0, 0)
 
 
 async def test_segment_cancelled_at_the_end_of_the_drain_is_redelivered(stage: Stage, work: Work) -> None:
