@@ -1,93 +1,90 @@
-"""Where the time of a profiled run goes, by module of pice."""
+"""Where the time of a run goes, by module and function of pice: stacks looked at a thousand times a second."""
 
-import cProfile
-import pstats
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import cast
+from types import FrameType, TracebackType
+from typing import Self
 
 from bench.report import ROOT
 
-Function = tuple[str, int, str]
-Calls = tuple[int, int, float, float]
-"""Primitive calls, calls, own seconds, seconds with everything called: as in `pstats.Stats.stats`."""
-Stats = Mapping[Function, tuple[int, int, float, float, Mapping[Function, Calls]]]
+EVERY_S = 0.001
+LOOP = "event loop, benchmark"
 
-LOOP = "event loop"
-_MAX_DEPTH = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Hot:
-    """One function: own time includes that of what it called outside pice."""
-
-    where: str
-    num_calls: int
-    own_s: float
-    all_s: float
+Function = tuple[str, str]
+"""File, relative to the repository, and qualified name."""
+Stack = tuple[Function, ...]
+"""Functions of pice that were running, the innermost first; empty where none was."""
 
 
-def stats_of(profile: cProfile.Profile) -> Stats:
-    return cast("Stats", pstats.Stats(profile).stats)  # type: ignore[attr-defined]  # typeshed leaves it out
+@dataclass(slots=True)
+class Sampler:
+    """Counts the stacks of the main thread while its block runs. Every sample is as likely to fall on a small
+    function as its time says, which is not so where calls are traced. For Unix; takes SIGALRM."""
+
+    stacks: Counter[Stack] = field(default_factory=Counter)
+
+    def __enter__(self) -> Self:
+        signal.signal(signal.SIGALRM, self._take)
+        signal.setitimer(signal.ITIMER_REAL, EVERY_S, EVERY_S)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    def _take(self, _: int, frame: FrameType | None) -> None:
+        self.stacks[_stack(frame)] += 1
 
 
-def by_module(stats: Stats) -> dict[str, float]:
-    """Own seconds of each module of ours, what it called elsewhere (msgpack, copies, regular expressions) included;
-    what nothing of ours called is the event loop's. Largest first."""
-    shares = defaultdict[str, float](float)
-    for function, seconds in _own(stats).items():
-        shares[_module(function)] += seconds
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+def by_module(stacks: Mapping[Stack, int]) -> dict[str, float]:
+    """Share of each module, what it called elsewhere (msgpack, copies, regular expressions) included; where nothing of
+    pice ran, it was the event loop or the benchmark. Largest first."""
+    return _shares(stacks, lambda stack: [_module(stack[0][0]) if stack else LOOP])
 
 
-def hottest(stats: Stats, num: int) -> list[Hot]:
-    """The functions of ours with the largest own time."""
-    own = _own(stats)
-    ranked = sorted((function for function in own if _is_ours(function)), key=own.__getitem__, reverse=True)
-    return [Hot(_named(it), stats[it][1], own[it], stats[it][3]) for it in ranked[:num]]
+def own_shares(stacks: Mapping[Stack, int]) -> dict[str, float]:
+    """Share of each function without other functions of pice. Largest first."""
+    return _shares(stacks, lambda stack: map(named, stack[:1]))
 
 
-def _own(stats: Stats) -> dict[Function, float]:
-    """Own seconds of our functions and of the loop, foreign functions' divided among those that called them."""
-    own = defaultdict[Function, float](float)
-
-    @cache
-    def owners(function: Function, depth: int) -> tuple[tuple[Function, float], ...]:
-        """Whose a foreign function's time is, by share, as its callers' time in it goes."""
-        if _is_ours(function):
-            return ((function, 1.0),)
-        callers = stats[function][4] if function in stats and depth < _MAX_DEPTH else {}
-        whole = sum(calls[3] for calls in callers.values())
-        if whole <= 0:
-            return ((("", 0, LOOP), 1.0),)
-        shares = defaultdict[Function, float](float)
-        for caller, calls in callers.items():
-            for owner, share in owners(caller, depth + 1):
-                shares[owner] += share * calls[3] / whole
-        return tuple(shares.items())
-
-    for function, (_, _, own_s, _, callers) in stats.items():
-        if _is_ours(function) or not callers:
-            own[owners(function, 0)[0][0]] += own_s
-            continue
-        for caller, calls in callers.items():
-            for owner, share in owners(caller, 1):
-                own[owner] += share * calls[2]
-    return dict(own)
+def whole_shares(stacks: Mapping[Stack, int]) -> dict[str, float]:
+    """Share of each function with all that it called or awaited. Largest first."""
+    return _shares(stacks, lambda stack: set(map(named, stack)))
 
 
-def _is_ours(function: Function) -> bool:
-    return function[0].startswith((f"{ROOT}/pice/", f"{ROOT}/bench/"))
+def named(function: Function) -> str:
+    return f"{function[0]} {function[1]}"
 
 
-def _module(function: Function) -> str:
-    if not _is_ours(function):
-        return LOOP
-    return ".".join(Path(function[0]).relative_to(ROOT).with_suffix("").parts)
+def _shares(stacks: Mapping[Stack, int], names: Callable[[Stack], Iterable[str]]) -> dict[str, float]:
+    counts, num_samples = Counter[str](), max(1, sum(stacks.values()))
+    for stack, count in stacks.items():
+        for name in names(stack):
+            counts[name] += count
+    return {name: count / num_samples for name, count in counts.most_common()}
 
 
-def _named(function: Function) -> str:
-    return f"{Path(function[0]).relative_to(ROOT)}:{function[1]} {function[2]}"
+def _stack(frame: FrameType | None) -> Stack:
+    found = list[Function]()
+    while frame is not None:
+        if file := _our_file(frame.f_code.co_filename):
+            found.append((file, frame.f_code.co_qualname))
+        frame = frame.f_back
+    return tuple(found)
+
+
+@cache
+def _our_file(name: str) -> str:
+    """The file relative to the repository, "" for one outside pice."""
+    path = Path(name)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT / "pice") else ""
+
+
+def _module(file: str) -> str:
+    return ".".join(Path(file).with_suffix("").parts)

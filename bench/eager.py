@@ -66,7 +66,7 @@ class Trace:
 def command(quick: QuickOption = False, path: PathOption = None) -> None:
     """Eager release of segments against whole-sketch-first, on the same seeds, in virtual time."""
     cells = cells_of((5, 10, 20), (8,) if quick else (4, 8, 16))
-    num_seeds, num_requests = (3, 8) if quick else (7, 40)
+    num_seeds, num_requests = (3, 8) if quick else (5, 20)
     runs = [
         play(cell, seed, eager=eager, num_requests=num_requests)
         for cell, seed, eager in product(cells, range(num_seeds), (False, True))

@@ -1,10 +1,11 @@
 """How many segments a second the pipeline itself carries: the real nodes on memory, engines that take no time."""
 
 import asyncio
-import cProfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from itertools import islice
 from statistics import fmean
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from bench.costs import by_module, hottest, stats_of
+from bench.costs import Sampler, Stack, by_module, own_shares, whole_shares
 from bench.instant import Call, Cost, Size, engines_alone, serve
 from bench.report import Aim, PathOption, QuickOption, Report, Table, alternating, at_least, over, publish
 from pice.core import Answer
@@ -61,13 +62,13 @@ def command(
     quick: QuickOption = False,
     path: PathOption = None,
     loop: Annotated[LoopName, typer.Option("--loop", help="The event loop.")] = LoopName.uvloop,
-    profile: Annotated[bool, typer.Option("--profile", help="Also say where the time goes, under cProfile.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Also say where the time goes.")] = False,
 ) -> None:
     """Segments per second through the nodes of one process, with engines that take no time."""
     num_rounds, num_requests = (5, 60) if quick else (7, 300)
     with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
         runs = runner.run(measure(SIZES, num_rounds=num_rounds, num_requests=num_requests))
-        profiles = runner.run(profiled(SIZES, num_requests=num_requests)) if profile else {}
+        profiles = runner.run(profiled(SIZES, num_requests=4 * num_requests)) if profile else {}
     report = make_report(runs, loop, profiles)
     publish(report, path, lambda figure: draw(figure, runs))
     for name, found in profiles.items():
@@ -96,26 +97,26 @@ async def measure(sizes: Sequence[Size], *, num_rounds: int, num_requests: int) 
 
 
 async def profiled(sizes: Sequence[Size], *, num_requests: int) -> dict[str, dict[str, Any]]:
-    """By size: microseconds per segment of each module and of the hottest functions. cProfile makes small functions
-    look dearer than they are, so only proportions count."""
+    """The profile of one run of each size."""
     found = {}
     for size in sizes:
-        with cProfile.Profile() as profile:
-            _, answers = await _serve(size, num_requests)
-        num, stats = num_segments(answers), stats_of(profile)
-        found[size.name] = {
-            "modules_us": {name: 1e6 * seconds / num for name, seconds in by_module(stats).items()},
-            "functions": [
-                {
-                    "where": hot.where,
-                    "calls": hot.num_calls / num,
-                    "own_us": 1e6 * hot.own_s / num,
-                    "all_us": 1e6 * hot.all_s / num,
-                }
-                for hot in hottest(stats, NUM_HOT)
-            ],
-        }
+        with Sampler() as sampler:
+            cost, answers = await _serve(size, num_requests)
+        found[size.name] = as_profile(sampler.stacks, 1e6 * cost.cpu_s / num_segments(answers))
     return found
+
+
+def as_profile(stacks: Counter[Stack], cpu_us: float) -> dict[str, Any]:
+    """Microseconds of CPU per segment, of `cpu_us` in all: of each module, and of the hottest functions."""
+    whole = whole_shares(stacks)
+    return {
+        "num_samples": stacks.total(),
+        "modules_us": {name: cpu_us * share for name, share in by_module(stacks).items()},
+        "functions": [
+            {"where": name, "own_us": cpu_us * share, "whole_us": cpu_us * whole[name]}
+            for name, share in islice(own_shares(stacks).items(), NUM_HOT)
+        ],
+    }
 
 
 async def _serve(size: Size, num_requests: int, calls: list[Call] | None = None) -> tuple[Cost, list[Answer]]:
@@ -205,15 +206,16 @@ def table(runs: Sequence[Run], loop: LoopName) -> Table:
 
 
 def profile_table(name: str, found: Mapping[str, Any]) -> RichTable:
-    """Modules, then functions, in microseconds per segment under cProfile."""
-    shown = RichTable(title=f"Where the time goes: {name} (us per segment under cProfile)")
-    for column in ("where", "calls", "own", "with callees"):
-        shown.add_column(column, justify="left" if column == "where" else "right")
+    """Modules, then functions."""
+    shown = RichTable(title=f"CPU us/segment, {name} ({found['num_samples']} samples)")
+    shown.add_column("module, or function")
+    shown.add_column("own", justify="right")
+    shown.add_column("with what it called", justify="right")
     for module, us in found["modules_us"].items():
-        shown.add_row(module, "", f"{us:.1f}", "")
+        shown.add_row(module, f"{us:.1f}", "")
     shown.add_section()
     for hot in found["functions"]:
-        shown.add_row(hot["where"], f"{hot['calls']:.1f}", f"{hot['own_us']:.1f}", f"{hot['all_us']:.1f}")
+        shown.add_row(hot["where"], f"{hot['own_us']:.1f}", f"{hot['whole_us']:.1f}")
     return shown
 
 

@@ -1,5 +1,6 @@
 """The pipeline benchmark on a few requests, and its figures on runs made up."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from bench import instant
 from bench.complete import Incomplete
 from bench.instant import Call, Size, engines_alone, serve
-from bench.pipeline import LoopName, Run, aims, draw, make_report, measure, profiled
+from bench.pipeline import LoopName, Run, aims, as_profile, draw, make_report, measure, profiled
 from pice.transport.base import CANDIDATES
 from pice.transport.memory import MemoryTransport
 
@@ -64,10 +65,20 @@ async def test_rounds_are_measured_size_by_size() -> None:
     assert [run.num_segments for run in runs] == [6, 4, 4, 6]
 
 
-async def test_profile_names_modules_and_functions() -> None:
+async def test_every_size_is_profiled() -> None:
     found = await profiled((SMALL,), num_requests=2)
-    assert {"pice.node.edge", "pice.message.codec"} <= set(found["small"]["modules_us"])
-    assert all(hot["where"].startswith(("pice/", "bench/")) for hot in found["small"]["functions"])
+    assert found.keys() == {"small"}
+
+
+def test_profile_divides_the_cost_of_a_segment() -> None:
+    encode, expand = ("pice/message/codec.py", "encode"), ("pice/node/edge.py", "EdgeNode._expand")
+    found = as_profile(Counter({(encode, expand): 3, (expand,): 1}), 200.0)
+    assert found["num_samples"] == 4
+    assert found["modules_us"] == {"pice.message.codec": 150.0, "pice.node.edge": 50.0}
+    assert found["functions"] == [
+        {"where": "pice/message/codec.py encode", "own_us": 150.0, "whole_us": 150.0},
+        {"where": "pice/node/edge.py EdgeNode._expand", "own_us": 50.0, "whole_us": 200.0},
+    ]
 
 
 def test_aims_are_of_medians_with_and_without_the_engines_time() -> None:
