@@ -13,8 +13,8 @@ from pice.cli.streams import mend_streams
 from pice.errors import PiceError
 
 EPILOG = (
-    "Exit codes: 0 done; 1 the request failed, or doctor found something missing; 2 wrong usage, settings or input; "
-    "3 a batch finished with failures; 130 interrupted."
+    "Exit codes: 0 done; 1 the request failed, its answer could not be written, or doctor found something missing; "
+    "2 wrong usage, settings or input; 3 a batch finished with failures; 130 interrupted."
 )
 
 app = typer.Typer(
