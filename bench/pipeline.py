@@ -200,7 +200,8 @@ def table(runs: Sequence[Run], loop: LoopName) -> Table:
     notes = (
         f"Median (lowest-highest) of {num_runs} runs of {first.num_segments} chosen segments, all answers whole.",
         f"{NUM_SITES} sites, {CONCURRENCY} requests at once, points of {first.words_per_point:.0f} words, {loop}.",
-        "A core is a second of the process's CPU time. Engines: the same calls, driven alone, in the same round.",
+        "A core is a second of the process's CPU time. Engines: the same calls, driven alone, in the same round;",
+        "alone they meet warm caches, so theirs is the least it can be (--profile shows it in place).",
     )
     return Table("Pipeline in one process, engines that take no time", columns, rows, notes)
 
