@@ -78,9 +78,12 @@ def _join(before: str, text: str, *, cut: bool) -> str:
 
 def _end_of_repeat(before: str, text: str) -> int:
     """Where in `text` its longest beginning ends with which `before` ends, word by word; 0 without one."""
-    ending = WORD.findall(before[-_NEAR_CHARS:].casefold())[-_NEAR_WORDS:]
+    near = before[-_NEAR_CHARS:].casefold()
     beginning = WORD.findall(text[:_NEAR_CHARS].casefold())[:_NEAR_WORDS]
-    for start, word in enumerate(ending[: 1 - _FEW_WORDS] if beginning else ()):
+    if len(beginning) < _FEW_WORDS or not all(word in near for word in beginning[:_FEW_WORDS]):
+        return 0
+    ending = WORD.findall(near)[-_NEAR_WORDS:]
+    for start, word in enumerate(ending[: 1 - _FEW_WORDS]):
         size = len(ending) - start
         if word == beginning[0] and ending[start:] == beginning[:size]:
             return next(islice(WORD.finditer(text), size - 1, None)).end()

@@ -90,6 +90,8 @@ def reader(cls: Any) -> Read:
         if type(body) is not dict:
             raise Mismatch("a map", body)
         values = list(map(body.get, names, defaults))
+        if list(map(type, values)) == exact:
+            return cls(*values)
         for at, (name, kind, constant, read_field) in enumerate(plan):
             value = values[at]
             if type(value) is not kind and (value is not constant or value is MISSING):

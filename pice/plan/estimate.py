@@ -1,5 +1,6 @@
 """How long things will take: the formulas of docs/architecture.md, from an engine's curve and its load."""
 
+from bisect import bisect_left
 from typing import Protocol
 
 from pice.core import Curve
@@ -27,7 +28,7 @@ def step_s(curve: Curve, batch: int) -> float:
     sizes, times = curve.batch, curve.step_s
     if batch <= sizes[0] or len(sizes) == 1:
         return times[0]
-    i = next((i for i, size in enumerate(sizes) if size >= batch), len(sizes) - 1)
+    i = min(bisect_left(sizes, batch), len(sizes) - 1)
     share = (batch - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
     return max(0.0, times[i - 1] + share * (times[i] - times[i - 1]))
 

@@ -142,9 +142,13 @@ class EarliestFinish:
 
 def prompt_size(segment: Segment) -> int:
     """An upper planning figure for the tokens of a segment's prompt: three bytes a token, and the frame around it."""
-    num_bytes = sum(len(message.content.encode()) for message in segment.messages)
-    num_bytes += sum(len(point.text.encode()) for point in segment.sketch)
+    num_bytes = sum([_num_bytes(message.content) for message in segment.messages])
+    num_bytes += sum([_num_bytes(point.text) for point in segment.sketch])
     return num_bytes // 3 + _SEGMENT_PROMPT_TOKENS
+
+
+def _num_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _segment_times(edges: list[Option], num_segments: int, tokens: float, num_prompt_tokens: int) -> list[float]:
