@@ -8,7 +8,7 @@ from pice.core import Event, Failure, Plan, Record, Request
 from pice.engine.base import Engine
 from pice.errors import DecodeError, PiceError
 from pice.message.codec import decode_as
-from pice.node.consume import backoff_s, bury, consume
+from pice.node.consume import backoff_s, bury, check_deliveries, consume
 from pice.node.inflight import InFlight, Work
 from pice.node.load import Load
 from pice.node.placing import Placer
@@ -111,6 +111,7 @@ class CloudNode:
     async def _attempt(self, subscription: Subscription, delivery: Delivery, record: Record) -> None:
         request_id = record.request.request_id
         try:
+            check_deliveries(delivery, self._policy.max_deliveries)
             await self._answer(record)
         except PiceError as error:
             if error.retriable and delivery.num_deliveries < self._policy.max_deliveries:
@@ -118,7 +119,7 @@ class CloudNode:
                 await subscription.release(delivery, delay_s=backoff_s(delivery.num_deliveries))
                 return
             log.warning("request %s failed: %s", request_id, error)
-            if error.retriable:
+            if delivery.num_deliveries >= self._policy.max_deliveries:
                 await bury(self._transport, delivery, f"failed {delivery.num_deliveries} times: {error}")
             failure = Failure(request_id, error.code, str(error), error.retriable)
             await self._store.close_request(request_id, record.attempt, failure)

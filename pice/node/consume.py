@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pice.errors import Full, MessageTooLarge
+from pice.errors import Full, MessageTooLarge, PiceError
 from pice.transport.base import DEAD, Delivery, Subscription, Transport
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,16 @@ async def bury(transport: Transport, delivery: Delivery, reason: str) -> None:
         await transport.publish(DEAD, delivery.payload, key=delivery.key, headers=headers)
     except (Full, MessageTooLarge) as error:
         log.error("%s cannot keep it: %s", DEAD, error)  # noqa: TRY400 - the message says it all
+
+
+def check_deliveries(delivery: Delivery, max_deliveries: int) -> None:
+    """Refuses a message that was begun as often as it may be: it can be what ends the nodes it comes to (P6).
+
+    Raises:
+        PiceError: it was delivered `max_deliveries` times before.
+    """
+    if delivery.num_deliveries > max_deliveries:
+        raise PiceError(f"it was delivered {delivery.num_deliveries - 1} times before and never finished")
 
 
 def backoff_s(num_deliveries: int) -> float:

@@ -10,7 +10,7 @@ from pice.core import Candidate, Event, Segment, SiteState
 from pice.engine.base import Engine, Piece
 from pice.errors import DecodeError, PiceError, TransportError
 from pice.message.codec import decode_as, encode
-from pice.node.consume import backoff_s, bury, drain
+from pice.node.consume import backoff_s, bury, check_deliveries, drain
 from pice.node.inflight import InFlight, Work
 from pice.node.load import Load, Share
 from pice.node.text import TextEvents
@@ -220,6 +220,7 @@ class EdgeNode:
             await subscription.ack(delivery)
             return
         try:
+            check_deliveries(delivery, self._policy.max_deliveries)
             candidate = await self._write(model, job)
             await self._transport.publish(CANDIDATES, encode(candidate), key=segment.request_id)
         except PiceError as error:

@@ -74,11 +74,10 @@ async def test_each_segment_draws_with_a_seed_of_its_own(stage: Stage) -> None:
 
 async def test_direct_answer_streams_and_ends_the_request_as_the_clouds(stage: Stage) -> None:
     await paris(stage)
-    stage.cloud(ScriptedEngine("big", Script("Because the moon pulls at the water.", step_s=0.1)), text_interval_s=0.15)
+    stage.cloud(ScriptedEngine("big", Script("Because the moon pulls at the water.", step_s=0.1)), text_interval_s=0.35)
     await stage.submit(a_request())
     events = await stage.events("r")
-    assert len(texts(events, "answer_text")) > 3
-    assert "".join(texts(events, "answer_text")) == "Because the moon pulls at the water."
+    assert texts(events, "answer_text") == ["Because ", "the moon pulls at ", "the water."]
     assert texts(events, "sketch_text") == []
     answer = await stage.answer()
     assert (answer.mode, answer.text, answer.finish_reason) == ("cloud", "Because the moon pulls at the water.", "stop")
@@ -238,6 +237,22 @@ async def test_engine_error_that_is_not_retriable_fails_the_request_at_once(stag
     await stage.submit(a_request())
     failure = await stage.failure()
     assert (failure.code, failure.message, len(engine.prompts)) == ("engine_error", "out of memory", 1)
+    assert stage.transport.num_messages(REQUESTS) == 0
+
+
+async def test_request_that_ends_every_node_it_comes_to_is_put_aside_and_fails(stage: Stage) -> None:
+    engine = ScriptedEngine("big", Script("The moon", error=ZeroDivisionError()))
+    await stage.submit(a_request())
+    for _ in range(3):
+        node = stage.cloud(engine, max_deliveries=3)
+        with pytest.raises(ExceptionGroup):
+            await node.task
+        stage.running.remove(node)
+    stage.cloud(engine, max_deliveries=3)
+    failure = await stage.failure()
+    assert (failure.code, len(engine.prompts)) == ("internal_error", 3)
+    assert "3 times before" in failure.message
+    assert (await stage.dead()).payload == encode(a_request())
     assert stage.transport.num_messages(REQUESTS) == 0
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pice.node.consume import backoff_s, bury, consume
+from pice.errors import PiceError
+from pice.node.consume import backoff_s, bury, check_deliveries, consume
 from pice.transport.base import DEAD, Delivery, Subscription
 from pice.transport.memory import MemoryTransport
 
@@ -130,3 +131,9 @@ async def test_poison_that_cannot_be_kept_is_logged_and_let_go(
 )
 def test_backoff_doubles_up_to_five_seconds(num_deliveries: int, expected: float) -> None:
     assert backoff_s(num_deliveries) == pytest.approx(expected)
+
+
+def test_delivery_beyond_those_allowed_is_refused() -> None:
+    check_deliveries(Delivery(TOPIC, 0, 0, b"", num_deliveries=3), 3)
+    with pytest.raises(PiceError, match="3 times before"):
+        check_deliveries(Delivery(TOPIC, 0, 0, b"", num_deliveries=4), 3)

@@ -184,7 +184,7 @@ async def test_candidate_is_kept_while_their_queue_is_full(stage: Stage, watched
 
 
 async def test_news_of_a_failure_is_kept_while_the_queue_of_candidates_is_full(stage: Stage, watched: Work) -> None:
-    watching(watched).refusals = 20
+    watching(watched).refusals = 4
     stage.edge("paris", small(Script("", error=EngineError("out of memory"))))
     await watched.send()
     assert (await watched.receive()).error == "out of memory"
@@ -331,6 +331,20 @@ async def test_bug_in_an_engine_ends_the_node_and_its_segments_go_to_the_next(st
     stage.running.remove(node)
     stage.edge("paris", small())
     assert {(await work.receive()).request_id for _ in range(2)} == {"first", "second"}
+
+
+async def test_segment_that_ends_every_node_it_comes_to_is_news_in_the_end(stage: Stage, work: Work) -> None:
+    engine = small(Script("The moon", error=ZeroDivisionError()))
+    await work.send()
+    for _ in range(3):
+        node = stage.edge("paris", engine, max_deliveries=3)
+        with pytest.raises(ExceptionGroup):
+            await node.task
+        stage.running.remove(node)
+    stage.edge("paris", engine, max_deliveries=3)
+    assert "3 times before" in (await work.receive()).error
+    await asyncio.sleep(0)
+    assert (len(engine.prompts), work.num_unacked) == (3, 0)
 
 
 async def test_ended_request_stops_its_running_segment_and_the_next_one_starts(stage: Stage, work: Work) -> None:
