@@ -20,6 +20,7 @@ from pice.node.cloud import CloudNode, CloudPolicy
 from pice.node.collector import CollectorNode
 from pice.node.edge import Address, EdgeNode, EdgePolicy
 from pice.node.load import Load
+from pice.plan.base import Planner
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.settings import EmulatedSettings, EngineSettings, LlamaCppSettings, OpenAISettings, Settings
 from pice.sketch.prompts import load_prompts
@@ -91,7 +92,8 @@ class Pipeline:
 
 @asynccontextmanager
 async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
-    """All nodes in this process on the in-memory transport, ready to answer; drained and closed on leaving.
+    """All nodes in this process on the in-memory transport, ready to answer; drained and closed on leaving. They share
+    one planner, so what the collector learns of answers and places informs the cloud node's plans.
 
     Raises:
         ModelLoadError: an engine cannot be used.
@@ -104,12 +106,12 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             MemoryStore(max_open=settings.limits.max_open_requests, record_ttl_s=settings.limits.record_ttl_s),
         )
         stack.push_async_callback(ports.transport.close)
-        load = Load()
-        cloud = _cloud_node(settings, ports, engines[CLOUD_SITE][0], load)
+        load, planner = Load(), EarliestFinish(_plan_policy(settings))
+        cloud = _cloud_node(settings, ports, planner, engines[CLOUD_SITE][0], load)
         edges = _edge_nodes(settings, ports, engines, load)
         for edge in edges:
             await edge.announce()
-        async with _running([cloud.run, _collector(settings, ports).run, *(edge.run for edge in edges)]):
+        async with _running([cloud.run, _collector(settings, ports, planner).run, *(edge.run for edge in edges)]):
             yield Pipeline(settings, Client(ports.transport, ports.store), cloud, rng)
 
 
@@ -119,23 +121,23 @@ class _Ports:
     store: Store
 
 
-def _cloud_node(settings: Settings, ports: _Ports, engine: Engine, load: Load) -> CloudNode:
+def _cloud_node(settings: Settings, ports: _Ports, planner: Planner, engine: Engine, load: Load) -> CloudNode:
     return CloudNode(
         transport=ports.transport,
         store=ports.store,
         engine=engine,
         load=load,
-        planner=EarliestFinish(_plan_policy(settings)),
+        planner=planner,
         prompts=load_prompts(settings.cloud.prompts),
         policy=_cloud_policy(settings),
     )
 
 
-def _collector(settings: Settings, ports: _Ports) -> CollectorNode:
+def _collector(settings: Settings, ports: _Ports, planner: Planner) -> CollectorNode:
     return CollectorNode(
         transport=ports.transport,
         store=ports.store,
-        planner=EarliestFinish(_plan_policy(settings)),
+        planner=planner,
         policy=_ensemble_policy(settings),
         drain_s=settings.limits.drain_s,
     )

@@ -10,6 +10,7 @@
     |   +-- ModelLoadError      a model file or server cannot be used at all
     |   +-- EngineUnavailable   down, overloaded or restarting; another try may work      (retriable)
     +-- TransportError          the queue could not take or give a message                (retriable)
+    |   +-- NoSite              no site is up that can take the work
     |   +-- MessageTooLarge
     |   +-- Full                a bound is reached; says when to come back
     +-- OutputLost              a result could not be written; says what is kept
@@ -84,6 +85,10 @@ class EngineUnavailable(EngineError):
 class TransportError(PiceError):
     code = "transport_error"
     retriable = True
+
+
+class NoSite(TransportError):
+    code = "edge_unavailable"
 
 
 class MessageTooLarge(TransportError):

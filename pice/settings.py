@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from pice.core import CLOUD_SITE, Curve
+from pice.message.codec import MAX_BYTES
 
 NAME_RULE = "a-z, 0-9 and '-', at most 40 characters"
 
@@ -100,7 +101,7 @@ class LlamaCppSettings(Section):
 
     kind: Literal["llama_cpp"]
     path: Path
-    n_ctx: int = Field(default=8192, ge=256)
+    n_ctx: int = Field(default=8192, ge=256, le=1 << 22)
     n_seq_max: int = Field(default=8, ge=1, le=256)
     n_threads: int = Field(default=0, ge=0, le=1024)
     n_batch: int = Field(default=512, ge=32)
@@ -216,7 +217,7 @@ class LimitSettings(Section):
     """Bounds (P7). `record_ttl_s` is how long a finished request can still be read."""
 
     max_open_requests: Count = 1024
-    max_message_bytes: int = Field(default=1 << 20, ge=1024, le=1 << 26)
+    max_message_bytes: int = Field(default=MAX_BYTES, ge=1024, le=MAX_BYTES)
     max_deliveries: int = Field(default=5, ge=1, le=100)
     request_timeout_s: Seconds = 120.0
     record_ttl_s: Seconds = 600.0

@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 
 from pice.answer.join import join_spans
+from pice.answer.limit import within_limit
 from pice.core import CLOUD_SITE, Answer, Candidate, Record, Segment, SegmentRecord, Span, Times, Usage
 
 
 def assemble(record: Record, *, now_s: float) -> Answer:
     """The answer to a planned request whose segments each have their choice; `now_s` is on the store's clock.
 
-    It was cut (`finish_reason` "length") when one of its spans was, or when points of the sketch were not expanded
+    It was cut (`finish_reason` "length") when one of its spans was, or when points of the sketch are not in it
     because the request's token limit was used up.
     """
     assert record.plan is not None
-    spans = _spans(record)
-    expanded = {point.index for known in record.segments.values() for point in known.segment.points}
+    spans = within_limit(_spans(record), _sizes(record), record.request.sampling.max_tokens)
+    expanded = {point.index for span in spans for point in record.segments[span.index].segment.points}
     cut = any(span.finish_reason == "length" for span in spans) or any(p.index not in expanded for p in record.sketch)
     return Answer(
         request_id=record.request.request_id,
@@ -44,6 +45,12 @@ def _spans(record: Record) -> tuple[Span, ...]:
     return spans
 
 
+def _sizes(record: Record) -> list[int]:
+    """Tokens of each span; the sketch's own words cost none."""
+    chosen = [_chosen(known) for _, known in sorted(record.segments.items())]
+    return [candidate.num_output_tokens if candidate else 0 for candidate in chosen]
+
+
 def _usage(record: Record) -> Usage:
     candidates = [candidate for known in record.segments.values() for candidate in known.candidates.values()]
     cloud = [candidate for candidate in candidates if candidate.site == CLOUD_SITE]
@@ -56,7 +63,7 @@ def _usage(record: Record) -> Usage:
         num_edge_prompt_tokens=_num_prompt_tokens(edge),
         num_edge_output_tokens=_num_output_tokens(edge),
         num_discarded_tokens=_num_output_tokens(lost),
-        num_answer_tokens=_num_output_tokens(chosen),
+        num_answer_tokens=min(_num_output_tokens(chosen), record.request.sampling.max_tokens),
     )
 
 

@@ -22,6 +22,7 @@ from pice.core import (
     SegmentRecord,
     Span,
 )
+from pice.errors import NoSite
 from pice.plan.base import Target, Where
 
 
@@ -222,7 +223,7 @@ def _too_late(record: Record) -> Failure:
 
 def _no_candidate(record: Record, candidates: list[Candidate]) -> Failure:
     causes = "; ".join(_causes(candidates)) or "no site answered in time"
-    return Failure(record.request.request_id, "edge_unavailable", f"no site could answer: {causes}", retriable=True)
+    return Failure(record.request.request_id, NoSite.code, f"no site could answer: {causes}", retriable=True)
 
 
 def _causes(candidates: list[Candidate]) -> Iterator[str]:

@@ -34,7 +34,7 @@ def bag(text: str) -> Bag:
 
 def words_of(text: str) -> list[str]:
     """The words of a text in order, without what sets equal words apart: case, width, composition, punctuation."""
-    return WORD.findall(normalize("NFKC", text).casefold())
+    return WORD.findall(text.lower() if text.isascii() else normalize("NFKC", text).casefold())
 
 
 def rouge1_recall(reference: Bag, text: Bag) -> float:

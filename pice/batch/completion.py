@@ -16,7 +16,6 @@ _STATUS = {
     "engine_error": 502,
     "model_unusable": 503,
     "engine_unavailable": 503,
-    "cloud_unavailable": 503,
     "edge_unavailable": 503,
     "deadline_exceeded": 504,
 }

@@ -1,6 +1,5 @@
 """The producer: opens a request, publishes it, and follows it to its end."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -31,19 +30,17 @@ class Client:
         """
         await self._submit(request)
         ended = False
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + request.timeout_s + _GRACE_S
+        until_s = self._store.now() + request.timeout_s + _GRACE_S
         try:
-            async with aclosing(self._store.follow(request.request_id)) as events:
-                while not ended:
-                    event = await _next(events, until_s)
+            async with aclosing(self._store.follow(request.request_id, until_s=until_s)) as events:
+                async for event in events:
                     ended = event.kind in ("answered", "failed")
                     yield event
-        except TimeoutError:
-            message = f"nothing ended the request within its {request.timeout_s:g} s: is a collector running?"
-            await self._end(request, "deadline_exceeded", message)
-            ended = True
-            raise DeadlineExceeded(message) from None
+            if not ended:
+                ended = True
+                message = f"nothing ended the request within its {request.timeout_s:g} s: is a collector running?"
+                await self._end(request, "deadline_exceeded", message)
+                raise DeadlineExceeded(message)
         finally:
             if not ended:
                 await self._end(request, "cancelled", "the client went away")
@@ -75,14 +72,6 @@ class Client:
 
     async def _end(self, request: Request, code: str, message: str) -> None:
         await self._store.close_request(request.request_id, None, Failure(request.request_id, code, message))
-
-
-async def _next(events: AsyncGenerator[Event, None], until_s: float) -> Event:
-    async with asyncio.timeout_at(until_s):
-        event = await anext(events, None)
-    if event is None:
-        raise RequestFailed("the request's events ended without an outcome: its record has expired")
-    return event
 
 
 def as_error(failure: Failure) -> RequestFailed:

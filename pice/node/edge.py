@@ -256,8 +256,8 @@ class EdgeNode:
                 job.share.wrote(piece.num_tokens)
                 text.append(piece.text)
                 logprobs.extend(piece.logprobs)
-                if piece.finish_reason is None:
-                    await events.write(piece.text)
+                if piece.finish_reason is None and events.hold(piece.text):
+                    await events.flush()
                 last = piece
         return Candidate(
             segment.request_id,

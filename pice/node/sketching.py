@@ -1,7 +1,7 @@
 """One attempt at one request at the cloud: the answer itself, or a sketch and its segments."""
 
+import contextlib
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from pice.core import (
@@ -22,14 +22,14 @@ from pice.core import (
     Usage,
 )
 from pice.engine.base import Engine
-from pice.errors import PromptTooLong, TransportError
+from pice.errors import Full, NoSite, PromptTooLong
 from pice.node.load import Load
 from pice.node.placing import Placer
 from pice.node.text import TextEvents
-from pice.plan.base import TOKENS_PER_WORD, Planner, Target
+from pice.plan.base import TOKENS_PER_WORD, Planner, Target, Where
 from pice.sketch.parser import Direct, Item, SketchParser
 from pice.sketch.prompts import PromptSet
-from pice.sketch.segments import SegmentBuilder, merge_points, token_budget
+from pice.sketch.segments import SegmentBuilder, expected_tokens, merge_points, token_budget
 from pice.store.base import Store
 
 
@@ -101,12 +101,12 @@ class Attempt:
         forced = self._request.mode == "progressive"
         parser = SketchParser(forced=forced, max_points=self._tools.max_points)
         builder = self._builder() if eager else None
-        prompt = self._sketch_prompt(forced=forced, constrained=constrained)
+        prompt, limit = self._sketch_prompt(forced=forced, constrained=constrained), self._sketch_limit()
         async for text in self._generate(prompt, replace(self._request.sampling, stop=())):
             await self._take(parser.feed(text), builder)
             if parser.kind != "direct":
                 await self._sketch_events.write(text)
-            if parser.kind == "sketch" and self._written.num_output_tokens >= self._sketch_limit():
+            if parser.kind == "sketch" and self._written.num_output_tokens >= limit:
                 self._written.num_prompt_tokens = await self._tools.engine.count_tokens(prompt)
                 break
         await self._take(parser.finish(), builder)
@@ -119,7 +119,7 @@ class Attempt:
                 await self._show(item.text)
                 continue
             self._points.append(item)
-            if builder is not None and (group := builder.add(item)):
+            for group in builder.add(item) if builder else ():
                 await self._release(group)
 
     async def _conclude(self, direct: bool, builder: SegmentBuilder | None) -> None:
@@ -141,19 +141,20 @@ class Attempt:
     def _last_groups(self, builder: SegmentBuilder | None) -> list[tuple[Point, ...]]:
         """What has not been released: the rest of an eager sketch, or all of one that was waited for."""
         if builder is not None:
-            return [group] if (group := builder.finish()) else []
+            return builder.finish()
         words = sum(point.words for point in self._points)
         wanted = max(1, min(self._plan.max_segments, round(words / self._plan.segment_words)))
         return merge_points(self._points, max_segments=wanted)
 
     async def _release(self, points: tuple[Point, ...]) -> None:
-        """Sends one segment to as many sites as the plan wants candidates. Points beyond the request's token limit
-        are not expanded, and the answer says that it was cut."""
-        words = sum(point.words for point in points)
-        max_tokens = min(self._tokens_left, token_budget(words, text_sample=points[0].text))
-        if max_tokens <= 0:
+        """Sends one segment to as many sites as the plan wants candidates. What the segments are expected to take
+        together stays within the request's token limit: points beyond it are not expanded, and the answer says that
+        it was cut. A single segment is allowed more than expected, as far as the limit goes."""
+        if self._tokens_left <= 0:
             return
-        self._tokens_left -= max_tokens
+        words, sample = sum(point.words for point in points), points[0].text
+        max_tokens = min(self._tokens_left, token_budget(words, text_sample=sample))
+        self._tokens_left -= expected_tokens(words, text_sample=sample)
         seed = self._request.sampling.seed
         sampling = replace(
             self._request.sampling,
@@ -164,16 +165,22 @@ class Attempt:
         await self._send(self._segment("expand", points, words, sampling))
 
     async def _send(self, segment: Segment) -> None:
-        used: set[Target] = set()
-        for _ in range(self._plan.candidates):
-            models = {target.model for target in used}
-            placement = self._tools.planner.place(segment, self._tools.store.now(), exclude=used, exclude_models=models)
+        """To as many sites as the plan wants candidates; a site whose queue is full is passed over."""
+        tried: set[Target] = set()
+        num_sent = 0
+        while num_sent < self._plan.candidates:
+            models = {target.model for target in tried} if num_sent else ()
+            where: Where = "edge" if num_sent else "anywhere"
+            now_s = self._tools.store.now()
+            placement = self._tools.planner.place(segment, now_s, exclude=tried, exclude_models=models, where=where)
             if placement is None:
                 break
-            await self._tools.placer.send(segment, placement)
-            used.add(Target(placement.site, placement.model))
-        if not used:
-            raise TransportError("no site can take the segment: none is up, or its prompt fits no model's context")
+            tried.add(Target(placement.site, placement.model))
+            with contextlib.suppress(Full):
+                await self._tools.placer.send(segment, placement)
+                num_sent += 1
+        if not num_sent:
+            raise NoSite("no site can take the segment: none is up or has room, or its prompt fits no model's context")
         self._num_segments += 1
 
     def _segment(self, kind: PromptKind, points: tuple[Point, ...], words: int, sampling: Sampling) -> Segment:
@@ -204,7 +211,7 @@ class Attempt:
         """Text of the cloud model as it comes, counted in `_written` and in the engine's load."""
         written, share = self._written, self._tools.load.add(round(self._plan.answer_words * TOKENS_PER_WORD))
         try:
-            async with aclosing(self._tools.engine.generate(prompt, sampling)) as pieces:
+            async with contextlib.aclosing(self._tools.engine.generate(prompt, sampling)) as pieces:
                 async for piece in pieces:
                     share.wrote(piece.num_tokens)
                     written.num_output_tokens += piece.num_tokens

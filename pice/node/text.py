@@ -16,16 +16,21 @@ class TextEvents:
         self._interval_s = interval_s
         self._held: list[str] = []
         self._next_s = 0.0
+        self._now = asyncio.get_running_loop().time
 
-    async def write(self, text: str) -> None:
+    def hold(self, text: str) -> bool:
+        """Keeps text until the next `flush`; True when that is due."""
         if text:
             self._held.append(text)
-            if asyncio.get_running_loop().time() >= self._next_s:
-                await self.flush()
+        return bool(self._held) and self._now() >= self._next_s
+
+    async def write(self, text: str) -> None:
+        if self.hold(text):
+            await self.flush()
 
     async def flush(self) -> None:
         if self._held:
             text = "".join(self._held)
             self._held.clear()
-            self._next_s = asyncio.get_running_loop().time() + self._interval_s
+            self._next_s = self._now() + self._interval_s
             await self._store.emit(replace(self._event, text=text, at_s=self._store.now()))

@@ -10,6 +10,7 @@ _SPACELESS = (
     (0x20000, 0x3FFFF),
 )
 _END_OF_LATIN = 0x24F
+_OVERLONG = 1.25
 _OVERSHOOT = 1.5
 _LAST_SENTENCE = 32
 
@@ -18,7 +19,8 @@ class SegmentBuilder:
     """Groups points into segments while the sketch is still being written.
 
     A group is complete when its points deserve at least `segment_words` words, so a point of that size leaves at
-    once. The last of `max_segments` groups takes all the rest. Order is kept, every point is in one group.
+    once; or when one more would make it overlong, since the longest segment is what an answer waits for. The last of
+    `max_segments` groups takes all the rest. Order is kept, every point is in one group.
     """
 
     def __init__(self, *, segment_words: int, max_segments: int) -> None:
@@ -27,20 +29,25 @@ class SegmentBuilder:
         self._num_left = max_segments
         self._points: list[Point] = []
 
-    def add(self, point: Point) -> tuple[Point, ...] | None:
-        """The group that `point` completes, if it does."""
+    def add(self, point: Point) -> list[tuple[Point, ...]]:
+        """The groups that are complete now that `point` is known: none, one or two."""
+        groups = []
+        words = count_words(self._points)
+        if self._points and words + point.words > _OVERLONG * self._segment_words and self._num_left > 1:
+            groups.append(self._take())
+            words = 0
         self._points.append(point)
-        if self._num_left == 1 or count_words(self._points) < self._segment_words:
-            return None
-        self._num_left -= 1
-        return self._take()
+        if words + point.words >= self._segment_words and self._num_left > 1:
+            groups.append(self._take())
+        return groups
 
-    def finish(self) -> tuple[Point, ...] | None:
+    def finish(self) -> list[tuple[Point, ...]]:
         """The points that are left, when the sketch has ended."""
-        return self._take() if self._points else None
+        return [self._take()] if self._points else []
 
     def _take(self) -> tuple[Point, ...]:
         group, self._points = tuple(self._points), []
+        self._num_left -= 1
         return group
 
 
@@ -67,11 +74,19 @@ def token_budget(words: int, *, text_sample: str = "") -> int:
     """Tokens to allow a model that was asked for about `words` words in the language of `text_sample`.
 
     It may write half as much again as asked, and a last sentence of 32 tokens: to be cut off spoils a segment, while
-    tokens allowed and not used cost nothing. Tokens per word are rounded up from what the vocabularies of Llama 2 and
-    3, Qwen 2 and 3.5, Phi 3 and Gemma 4 take: English 1.2-1.4, other Latin 1.4-3.9, other scripts with spaces
-    1.2-5.3 (Korean in Llama 2: 7.1). In scripts without spaces words are characters, of 0.3-1.7 tokens.
+    tokens allowed and not used cost nothing.
     """
     return math.ceil(max(words, 1) * _tokens_per_word(text_sample) * _OVERSHOOT) + _LAST_SENTENCE
+
+
+def expected_tokens(words: int, *, text_sample: str = "") -> int:
+    """Tokens that about `words` words take in the language of `text_sample`, rather too many than too few.
+
+    Tokens per word are rounded up from what the vocabularies of Llama 2 and 3, Qwen 2 and 3.5, Phi 3 and Gemma 4 take:
+    English 1.2-1.4, other Latin 1.4-3.9, other scripts with spaces 1.2-5.3 (Korean in Llama 2: 7.1). In scripts
+    without spaces words are characters, of 0.3-1.7 tokens.
+    """
+    return math.ceil(max(words, 1) * _tokens_per_word(text_sample))
 
 
 def _tokens_per_word(sample: str) -> float:

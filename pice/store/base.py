@@ -135,8 +135,9 @@ class Store(Protocol):
         """Appends to the request's events; dropped when it is closed or the attempt is fenced."""
         ...
 
-    def follow(self, request_id: str) -> AsyncGenerator[Event, None]:
-        """Events from the first kept one on; ends after the final one. May be read by several."""
+    def follow(self, request_id: str, *, until_s: float) -> AsyncGenerator[Event, None]:
+        """Events from the first kept one on. Ends after the final one, or without it where the record is unknown or
+        `until_s` passes while there is none. May be read by several."""
         ...
 
     def notices(self) -> Notices:

@@ -185,13 +185,12 @@ class MemoryStore:
         if entry := self._open_entry(event.request_id, event.attempt):
             self._append(entry, event)
 
-    async def follow(self, request_id: str) -> AsyncGenerator[Event, None]:
+    async def follow(self, request_id: str, *, until_s: float) -> AsyncGenerator[Event, None]:
         entry = self._entries.get(request_id)
         seen = 0
         while entry is not None:
-            if seen == len(entry.events):
-                entry.news.clear()
-                await entry.news.wait()
+            if seen == len(entry.events) and not await _within(entry.news, until_s):
+                return
             while seen < len(entry.events):
                 yield entry.events[seen]
                 seen += 1
@@ -282,6 +281,16 @@ class MemoryNotices:
 
     async def close(self) -> None:
         self._readers.discard(self)
+
+
+async def _within(news: asyncio.Event, until_s: float) -> bool:
+    """Whether there is more before `until_s`."""
+    news.clear()
+    try:
+        async with asyncio.timeout_at(until_s):
+            return await news.wait()
+    except TimeoutError:
+        return False
 
 
 def _final_event(outcome: Answer | Failure, now_s: float, attempt: int) -> Event:

@@ -107,7 +107,7 @@ async def test_unknown_request_is_refused_everywhere(store: Store) -> None:
     assert await store.record("r9") is None
     assert not await store.wanted("r9", 1, 0)
     assert not await store.close_request("r9", None, Failure("r9", "x", ""))
-    assert [event async for event in store.follow("r9")] == []
+    assert [event async for event in store.follow("r9", until_s=0)] == []
 
 
 async def test_candidate_counts_once_however_often_it_arrives(store: Store) -> None:
@@ -174,8 +174,15 @@ async def test_events_are_followed_from_the_first_to_the_final_one(store: Store)
 
 
 async def _texts(store: Store) -> list[str]:
-    async with aclosing(store.follow("r1")) as events:
+    async with aclosing(store.follow("r1", until_s=store.now() + 60)) as events:
         return [event.text or event.kind async for event in events]
+
+
+async def test_following_ends_without_a_final_event_when_its_time_is_up(store: Store) -> None:
+    await opened(store)
+    await store.emit(Event("r1", "sketch_text", 0.0, 1, text="a"))
+    async with asyncio.timeout(5), aclosing(store.follow("r1", until_s=store.now() + 0.02)) as events:
+        assert [event.text async for event in events] == ["a"]
 
 
 async def test_due_request_is_taken_once_and_again_after_its_lease(store: Store) -> None:

@@ -1,7 +1,8 @@
 """Nodes, and a test that plays all that is around them."""
 
 import asyncio
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pice.answer.steps import EnsemblePolicy
@@ -75,8 +76,11 @@ class Site:
         await self.subscription.ack(delivery)
         return decode_as(Segment, delivery.payload)
 
-    async def send(self, segment: Segment, text: str, *, error: str = "") -> None:
-        await self.stage.send(self.candidate(segment, text, error=error))
+    async def send(self, segment: Segment, text: str, *, error: str = "", num_output_tokens: int = 0) -> None:
+        candidate = self.candidate(segment, text, error=error)
+        if num_output_tokens:
+            candidate = replace(candidate, num_output_tokens=num_output_tokens)
+        await self.stage.send(candidate)
 
     def candidate(self, segment: Segment, text: str, *, error: str = "") -> Candidate:
         num_tokens = len(text.split())
@@ -165,7 +169,7 @@ class Stage:
 
     async def events(self, request_id: str) -> list[Event]:
         """All of a request's events, once it has ended."""
-        return [event async for event in self.store.follow(request_id)]
+        return [event async for event in self.store.follow(request_id, until_s=math.inf)]
 
     async def answer(self, request_id: str = "r") -> Answer:
         """The answer to a request, once it has ended."""

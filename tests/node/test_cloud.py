@@ -12,6 +12,7 @@ from pice.node.load import Load
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.store.memory import MemoryStore
 from pice.transport.base import REQUESTS
+from pice.transport.memory import MemoryTransport
 from tests.node.scripted import Script, ScriptedEngine, outline
 from tests.node.stage import SEGMENTS, Site, Stage, a_request
 
@@ -412,13 +413,13 @@ async def test_points_beyond_the_token_limit_are_not_expanded_and_the_answer_is_
     site = await paris(stage)
     stage.cloud(ScriptedEngine("big", Script(outline("one", "two", "three"))))
     stage.collector()
-    sampling = Sampling(max_tokens=200)
+    sampling = Sampling(max_tokens=180)
     await stage.submit(Request("r", FORCED.messages, sampling, mode="progressive"))
     segments = [await site.receive() for _ in range(2)]
     for segment in segments:
         await site.send(segment, f"{segment.points[0].text}: the tide comes and it goes twice in a day.")
     answer = await stage.answer()
-    assert sum(segment.sampling.max_tokens for segment in segments) == 200
+    assert [segment.sampling.max_tokens for segment in segments] == [167, 90]
     assert (answer.finish_reason, len(answer.spans), len(answer.sketch)) == ("length", 2, 3)
 
 
@@ -470,7 +471,7 @@ async def test_request_that_no_site_can_take_is_tried_again_and_then_fails(stage
     stage.cloud(ScriptedEngine("big", Script(outline("one"))), max_deliveries=2)
     await stage.submit(FORCED)
     failure = await stage.failure()
-    assert (failure.code, failure.retriable) == ("transport_error", True)
+    assert (failure.code, failure.retriable) == ("edge_unavailable", True)
     assert (await stage.record()).attempt == 2
     assert stage.transport.num_messages(SEGMENTS) == 0
 
@@ -484,3 +485,27 @@ async def test_more_requests_than_may_run_wait_in_the_queue(stage: Stage) -> Non
     assert engine.num_running == 2
     assert (await stage.record("r2")).attempt == 0
     assert (await stage.answer("r2")).times.queue_s == pytest.approx(2.0)
+
+
+async def test_answer_that_became_longer_than_its_limit_ends_at_it(stage: Stage) -> None:
+    site = await paris(stage)
+    stage.cloud(ScriptedEngine("big", Script(outline("one", "two"))))
+    stage.collector()
+    await stage.submit(Request("r", FORCED.messages, Sampling(max_tokens=200), mode="progressive"))
+    for segment in [await site.receive() for _ in range(2)]:
+        text = f"{segment.points[0].text}: the tide comes in. Then it goes out again, twice in a day."
+        await site.send(segment, text, num_output_tokens=150)
+    answer = await stage.answer()
+    assert answer.text.endswith("twice in a day.\n\ntwo: the tide comes")
+    assert (answer.finish_reason, answer.usage.num_answer_tokens) == ("length", 200)
+
+
+async def test_site_whose_queue_is_full_is_passed_over(stage: Stage) -> None:
+    stage.transport = MemoryTransport(max_messages=2)
+    big = await stage.site(CLOUD_SITE, "big", curve=SLOW)
+    await stage.site("paris")
+    for _ in range(2):
+        await stage.transport.publish(SEGMENTS, b"in the way", partition=0)
+    stage.cloud(ScriptedEngine("big", Script(outline("one"))))
+    await stage.submit(FORCED)
+    assert [point.text for point in (await big.receive()).points] == ["one"]

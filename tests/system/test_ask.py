@@ -62,7 +62,7 @@ def test_pipe_gets_the_answer_and_nothing_else() -> None:
 
 
 def test_progressive_answer_says_where_each_part_came_from() -> None:
-    ran = pice("ask", *emulated(0.0005), "--mode", "progressive", "--max-tokens", "3000", "--json", QUESTION)
+    ran = pice("ask", *emulated(0.0005), "--mode", "progressive", "--json", QUESTION)
     assert (ran.code, ran.err) == (0, "")
     record = json.loads(ran.out)
     check_record(record)

@@ -50,7 +50,9 @@ def _draw(sampler: Any, token: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "text", ["OUTLINE\n- (60) rent, 900 €\n- (5) a\n", "OUTLINE\n- (5) a\n- (99) 房租\n- (10) (b) - c\n"], ids=["two", "three"]
+    "text",
+    ["OUTLINE\n- (60) rent, 900 €\n- (5) a\n", "OUTLINE\n- (5) a\n- (99) 房租\n- (10) (b) - c\n"],
+    ids=["two", "three"],
 )
 def test_sketch_of_the_prompts_form_is_accepted(vocabulary: Any, text: str) -> None:
     assert accepts(vocabulary, text)

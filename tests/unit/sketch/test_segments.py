@@ -16,8 +16,7 @@ def points(*words: int) -> list[Point]:
 
 def build(sketch: list[Point], *, segment_words: int, max_segments: int) -> list[tuple[Point, ...]]:
     builder = SegmentBuilder(segment_words=segment_words, max_segments=max_segments)
-    groups = [builder.add(point) for point in sketch] + [builder.finish()]
-    return [group for group in groups if group is not None]
+    return [*(group for point in sketch for group in builder.add(point)), *builder.finish()]
 
 
 def sizes(groups: list[tuple[Point, ...]]) -> list[list[int]]:
@@ -27,16 +26,31 @@ def sizes(groups: list[tuple[Point, ...]]) -> list[list[int]]:
 def test_group_leaves_when_it_is_long_enough() -> None:
     a, b, c = points(30, 30, 40)
     builder = SegmentBuilder(segment_words=60, max_segments=8)
-    assert builder.add(a) is None
-    assert builder.add(b) == (a, b)
-    assert builder.add(c) is None
-    assert builder.finish() == (c,)
-    assert builder.finish() is None
+    assert builder.add(a) == []
+    assert builder.add(b) == [(a, b)]
+    assert builder.add(c) == []
+    assert builder.finish() == [(c,)]
+    assert builder.finish() == []
 
 
 def test_long_point_leaves_at_once_alone() -> None:
     (a,) = points(60)
-    assert SegmentBuilder(segment_words=60, max_segments=2).add(a) == (a,)
+    assert SegmentBuilder(segment_words=60, max_segments=2).add(a) == [(a,)]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((50, 80, 20), [[50], [80], [20]]),
+        ((50, 30, 20), [[50], [30, 20]]),
+        ((50, 25, 20), [[50, 25], [20]]),
+    ],
+    ids=["long-one-leaves-too", "next-one-waits", "not-overlong"],
+)
+def test_group_leaves_short_when_the_next_point_would_make_it_overlong(
+    words: tuple[int, ...], expected: list[list[int]]
+) -> None:
+    assert sizes(build(points(*words), segment_words=60, max_segments=8)) == expected
 
 
 def test_last_allowed_group_takes_all_the_rest() -> None:
@@ -53,7 +67,7 @@ def test_online_groups_keep_every_point_in_order(sketch: list[Point], segment_wo
     assert [point for group in groups for point in group] == sketch
     assert len(groups) <= max_segments
     assert all(groups)
-    assert all(count_words(group) >= segment_words for group in groups[:-1])
+    assert all(count_words(group) <= max(400, 1.25 * segment_words) for group in groups[: max_segments - 1])
 
 
 @pytest.mark.parametrize(
