@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pice.answer.words import Bag, bag, words_of
+from pice.answer.words import Bag, folded, words_of
 from pice.core import Candidate, Segment
 
 _REFUSAL_WORDS = 60
@@ -32,19 +32,19 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The words a segment's text is written from, and must not merely repeat: the question's, and of a part of an
-    answer (not `whole`) the sketch's too."""
+    """The text, folded, that a segment's is written from and must not merely repeat: the question, and of a part of an
+    answer (not `whole`) the sketch too."""
 
-    words: Bag
+    text: str
     whole: bool
 
 
 def given(segment: Segment) -> Given:
     question = segment.messages[-1].content if segment.messages else ""
     if segment.kind == "answer":
-        return Given(bag(question), whole=True)
+        return Given(folded(question), whole=True)
     lines = [point.text for point in segment.sketch]
-    return Given(bag("\n".join([question, *lines] if len(question) <= _QUOTABLE else lines)), whole=False)
+    return Given(folded("\n".join([question, *lines] if len(question) <= _QUOTABLE else lines)), whole=False)
 
 
 def failures(candidate: Candidate, text: Bag, source: Given) -> tuple[str, ...]:
@@ -68,27 +68,27 @@ def _failures(candidate: Candidate, text: Bag, source: Given) -> Iterator[str]:
         yield "cut"
     if len(text.words) < _REFUSAL_WORDS and _REFUSAL.match(candidate.text):
         yield "refusal"
-    if _repeats(text, source.words) if source.whole else _is_copied(candidate, text, source.words):
+    if _repeats(text, source.text) if source.whole else _is_copied(candidate, text, source.text):
         yield "echo"
     if _is_loop(text):
         yield "loop"
 
 
-def _repeats(text: Bag, question: Bag) -> bool:
+def _repeats(text: Bag, question: str) -> bool:
     """Whether the question is said again with little more. A greeting, of a word or two, may be returned."""
-    num_words = len(question.words)
-    starts = text.words[:num_words] == question.words
-    return starts and num_words >= 5 and num_words >= _ECHO_SHARE * len(text.words)
+    asked = words_of(question)
+    num_words = len(asked)
+    return text.words[:num_words] == asked and num_words >= 5 and num_words >= _ECHO_SHARE * len(text.words)
 
 
-def _is_copied(candidate: Candidate, text: Bag, source: Bag) -> bool:
+def _is_copied(candidate: Candidate, text: Bag, source: str) -> bool:
     """Whether most runs of three words (fewer, in a shorter text) stand in the source, the numbers of a
     list aside. The first look, which nearly all texts pass, is for speed."""
-    if sum(map(source.counts.__contains__, text.words)) < len(text.words) / 2:
+    if sum([word in source for word in text.words]) < len(text.words) / 2:
         return False
     words = words_of(_NUMBERS.sub("", candidate.text)) or text.words
     size = min(3, len(words))
-    known = set(_runs(source.words, size))
+    known = set(_runs(words_of(source), size))
     runs = _runs(words, size)
     return sum(map(known.__contains__, runs)) >= _ECHO_SHARE * len(runs)
 

@@ -17,6 +17,7 @@ _BETWEEN = (
     "\u3000-\u3004\u3008-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 )
 WORD = re.compile(f"[{_UNSPACED}]|[^{_BETWEEN}{_UNSPACED}]+")
+_ASCII_WORD = re.compile(r"[^\s!-/:-@\[-`{-~]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,15 @@ def bag(text: str) -> Bag:
     return Bag(words, Counter(words))
 
 
+def folded(text: str) -> str:
+    """A text without what sets equal words apart: case, width, composition."""
+    return text.lower() if text.isascii() else normalize("NFKC", text).casefold()
+
+
 def words_of(text: str) -> list[str]:
-    """The words of a text in order, without what sets equal words apart: case, width, composition, punctuation."""
-    return WORD.findall(text.lower() if text.isascii() else normalize("NFKC", text).casefold())
+    """The words of a text in order, folded, without punctuation."""
+    text = folded(text)
+    return (_ASCII_WORD if text.isascii() else WORD).findall(text)
 
 
 def rouge1_recall(reference: Bag, text: Bag) -> float:

@@ -67,6 +67,9 @@ class SketchParser:
 
     def feed(self, text: str) -> list[Item]:
         """The items that are certain now."""
+        if self._kind == "sketch" and not (self._cut or self._thinking or "\n" in text or "<" in text):
+            self._extend_line(text)
+            return []
         text = self._cut + text
         keep = len(text) if self._kind == "direct" else len(text) - _num_cut(text)
         self._cut = text[keep:]

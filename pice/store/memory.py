@@ -187,15 +187,21 @@ class MemoryStore:
 
     async def follow(self, request_id: str, *, until_s: float) -> AsyncGenerator[Event, None]:
         entry = self._entries.get(request_id)
-        seen = 0
-        while entry is not None:
-            if seen == len(entry.events) and not await _within(entry.news, until_s):
-                return
-            while seen < len(entry.events):
-                yield entry.events[seen]
-                seen += 1
-                if entry.events[seen - 1].kind in ("answered", "failed"):
-                    return
+        if entry is None:
+            return
+        seen, late = 0, _alarm(entry.news, until_s)
+        try:
+            while seen < len(entry.events) or self.now() < until_s:
+                if seen == len(entry.events):
+                    entry.news.clear()
+                    await entry.news.wait()
+                while seen < len(entry.events):
+                    yield entry.events[seen]
+                    seen += 1
+                    if entry.events[seen - 1].kind in ("answered", "failed"):
+                        return
+        finally:
+            late.cancel()
 
     def notices(self) -> "MemoryNotices":
         notices = MemoryNotices(self._notices)
@@ -283,14 +289,10 @@ class MemoryNotices:
         self._readers.discard(self)
 
 
-async def _within(news: asyncio.Event, until_s: float) -> bool:
-    """Whether there is more before `until_s`."""
-    news.clear()
-    try:
-        async with asyncio.timeout_at(until_s):
-            return await news.wait()
-    except TimeoutError:
-        return False
+def _alarm(news: asyncio.Event, at_s: float) -> asyncio.TimerHandle:
+    """Wakes whoever waits for news at `at_s`, which is at most a day from now."""
+    loop = asyncio.get_running_loop()
+    return loop.call_at(min(at_s, loop.time() + 86_400), news.set)
 
 
 def _final_event(outcome: Answer | Failure, now_s: float, attempt: int) -> Event:
