@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -59,19 +59,17 @@ class Cost:
     cpu_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One use of an engine; `sampling` None counts the prompt's tokens."""
-
-    prompt: Prompt
-    sampling: Sampling | None
+Known = dict[tuple[str, Prompt, Sampling], list[Piece]]
+"""What each model wrote for a prompt."""
 
 
 class InstantEngine(EmulatedEngine):
-    """Takes no time, but says of itself that it takes some: were all sites equal however busy, the planner would give
-    everything to the first."""
+    """Takes no time once it has met a prompt: what the emulated engine wrote the first time is kept in `known`.
 
-    def __init__(self, size: Size, model: str) -> None:
+    It says of itself that it takes some: were all sites equal however busy, the planner would give everything to the
+    first."""
+
+    def __init__(self, size: Size, model: str, known: Known) -> None:
         style = TextStyle(points=(size.num_points, size.num_points), words_per_point=(size.words, size.words))
         super().__init__(
             model=model,
@@ -83,26 +81,19 @@ class InstantEngine(EmulatedEngine):
             style=style,
         )
         self._claimed = replace(super().info, curve=CLAIMED)
+        self._known = known
 
     @property
     def info(self) -> EngineInfo:
         return self._claimed
 
-
-class RecordingEngine(InstantEngine):
-    """Remembers what it was asked for, in `calls`."""
-
-    def __init__(self, size: Size, model: str, calls: list[Call]) -> None:
-        super().__init__(size, model)
-        self._calls = calls
-
-    async def count_tokens(self, prompt: Prompt) -> int:
-        self._calls.append(Call(prompt, None))
-        return await super().count_tokens(prompt)
-
-    def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
-        self._calls.append(Call(prompt, sampling))
-        return super().generate(prompt, sampling)
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        key = (self._claimed.model, prompt, sampling)
+        if key not in self._known:
+            self._known[key] = [piece async for piece in super().generate(prompt, sampling)]
+        await asyncio.sleep(0)
+        for piece in self._known[key]:
+            yield piece
 
 
 @asynccontextmanager
@@ -114,15 +105,15 @@ async def measured() -> AsyncIterator[Callable[[], Cost]]:
 
 
 async def serve(
-    size: Size, *, num_requests: int, concurrency: int, num_sites: int, calls: list[Call] | None = None
+    size: Size, known: Known, *, num_requests: int, concurrency: int, num_sites: int
 ) -> tuple[Cost, list[Answer]]:
-    """What answering so many progressive requests took, at most `concurrency` of them at once. What the engines
-    were asked for is added to `calls`.
+    """What answering so many progressive requests took, at most `concurrency` of them at once. Engines take time for
+    what is not in `known` yet, and add it.
 
     Raises:
         Incomplete: an answer is not whole, or a message was left over.
     """
-    async with _deployed(size, num_sites, calls) as (client, transport):
+    async with _deployed(size, known, num_sites) as (client, transport):
         answers = list[Answer]()
         waiting = _requests(num_requests, size)
 
@@ -138,28 +129,6 @@ async def serve(
     return cost(), answers
 
 
-async def engines_alone(size: Size, calls: Iterable[Call], *, concurrency: int) -> Cost:
-    """What the engines take for the same calls, with nothing around them."""
-    cloud, small = InstantEngine(size, "large"), InstantEngine(size, "small")
-    waiting = iter(calls)
-
-    async def user() -> None:
-        for call in waiting:
-            made = small if call.prompt.kind == "expand" else cloud
-            if call.sampling is None:
-                await made.count_tokens(call.prompt)
-                continue
-            async for _ in made.generate(call.prompt, call.sampling):
-                pass
-
-    await cloud.start()
-    await small.start()
-    async with measured() as cost, asyncio.TaskGroup() as tasks:
-        for _ in range(concurrency):
-            tasks.create_task(user())
-    return cost()
-
-
 def _requests(num_requests: int, size: Size) -> Iterator[Request]:
     """Different questions of some 12 words, with tokens enough for every point."""
     sampling = Sampling(max_tokens=size.num_points * (4 * size.words + 64))
@@ -169,12 +138,11 @@ def _requests(num_requests: int, size: Size) -> Iterator[Request]:
 
 
 @asynccontextmanager
-async def _deployed(
-    size: Size, num_sites: int, calls: list[Call] | None
-) -> AsyncIterator[tuple[Client, MemoryTransport]]:
+async def _deployed(size: Size, known: Known, num_sites: int) -> AsyncIterator[tuple[Client, MemoryTransport]]:
     """One cloud node, one collector and the sites, as `pice.app` sets them up, but for the engines."""
     transport, store, prompts = MemoryTransport(), MemoryStore(), load_prompts("default")
-    engines = {name: _engine_of(size, name, calls) for name in (CLOUD_SITE, *(f"site-{i}" for i in range(num_sites)))}
+    names = (CLOUD_SITE, *(f"site-{i}" for i in range(num_sites)))
+    engines = {name: InstantEngine(size, "large" if name == CLOUD_SITE else "small", known) for name in names}
     load, policy = Load(), size.plan_policy()
     edges = [
         EdgeNode(
@@ -208,11 +176,6 @@ async def _deployed(
             tasks.create_task(run(stopping))
         yield Client(transport, store), transport
         stopping.set()
-
-
-def _engine_of(size: Size, site: str, calls: list[Call] | None) -> InstantEngine:
-    model = "large" if site == CLOUD_SITE else "small"
-    return InstantEngine(size, model) if calls is None else RecordingEngine(size, model, calls)
 
 
 def _require_nothing_left(transport: MemoryTransport) -> None:

@@ -1,4 +1,4 @@
-"""How many segments a second the pipeline itself carries: the real nodes on memory, engines that take no time."""
+"""How many segments a second one core carries: the real nodes on memory, engines that take no time."""
 
 import asyncio
 from collections import Counter
@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from bench.costs import Sampler, Stack, by_module, own_shares, whole_shares
-from bench.instant import Call, Cost, Size, engines_alone, serve
+from bench.instant import Cost, Known, Size, serve
 from bench.report import Aim, PathOption, QuickOption, Report, Table, alternating, at_least, over, publish
 from pice.core import Answer
 
 SIZES = (
+    Size("10 words, all at once", 10, piece_tokens=1000),
     Size("10 words, token by token", 10),
     Size("60 words, token by token", 60),
     Size("60 words, 8 tokens at a time", 60, piece_tokens=8),
@@ -38,7 +39,7 @@ class LoopName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: answering everything, and right after it the same calls of the engines alone."""
+    """Everything answered once. `per_s` is per second of CPU time: the process has one thread."""
 
     size: str
     round: int
@@ -48,14 +49,7 @@ class Run:
     words_per_segment: float
     wall_us: float
     cpu_us: float
-    engine_wall_us: float
-    engine_cpu_us: float
     per_s: float
-    pipeline_per_s: float
-
-    @property
-    def pipeline_cpu_us(self) -> float:
-        return self.cpu_us - self.engine_cpu_us
 
 
 def command(
@@ -84,24 +78,25 @@ def loop_factory(loop: LoopName) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 async def measure(sizes: Sequence[Size], *, num_rounds: int, num_requests: int) -> list[Run]:
-    """Every run, of alternating sizes. A first round warms up and notes what the engines are asked for."""
-    calls = {size.name: list[Call]() for size in sizes}
+    """Every run, of alternating sizes. A first round is not measured: in it the engines write their texts."""
+    known = {size.name: Known() for size in sizes}
     for size in sizes:
-        await _serve(size, num_requests, calls[size.name])
+        await _serve(size, known[size.name], num_requests)
     runs = list[Run]()
     for number, size in alternating(sizes, num_rounds):
-        cost, answers = await _serve(size, num_requests)
-        engines = await engines_alone(size, calls[size.name], concurrency=CONCURRENCY)
-        runs.append(as_run(size, number, answers, cost, engines))
+        cost, answers = await _serve(size, known[size.name], num_requests)
+        runs.append(as_run(size, number, answers, cost))
     return runs
 
 
 async def profiled(sizes: Sequence[Size], *, num_requests: int) -> dict[str, dict[str, Any]]:
-    """The profile of one run of each size."""
+    """The profile of one run of each size, after one in which the engines write their texts."""
     found = {}
     for size in sizes:
+        known = Known()
+        await _serve(size, known, num_requests)
         with Sampler() as sampler:
-            cost, answers = await _serve(size, num_requests)
+            cost, answers = await _serve(size, known, num_requests)
         found[size.name] = as_profile(sampler.stacks, 1e6 * cost.cpu_s / num_segments(answers))
     return found
 
@@ -119,8 +114,8 @@ def as_profile(stacks: Counter[Stack], cpu_us: float) -> dict[str, Any]:
     }
 
 
-async def _serve(size: Size, num_requests: int, calls: list[Call] | None = None) -> tuple[Cost, list[Answer]]:
-    return await serve(size, num_requests=num_requests, concurrency=CONCURRENCY, num_sites=NUM_SITES, calls=calls)
+async def _serve(size: Size, known: Known, num_requests: int) -> tuple[Cost, list[Answer]]:
+    return await serve(size, known, num_requests=num_requests, concurrency=CONCURRENCY, num_sites=NUM_SITES)
 
 
 def num_segments(answers: Sequence[Answer]) -> int:
@@ -128,7 +123,7 @@ def num_segments(answers: Sequence[Answer]) -> int:
     return sum(len(answer.spans) for answer in answers)
 
 
-def as_run(size: Size, number: int, answers: Sequence[Answer], cost: Cost, engines: Cost) -> Run:
+def as_run(size: Size, number: int, answers: Sequence[Answer], cost: Cost) -> Run:
     num = num_segments(answers)
     return Run(
         size=size.name,
@@ -139,30 +134,20 @@ def as_run(size: Size, number: int, answers: Sequence[Answer], cost: Cost, engin
         words_per_segment=fmean(len(span.text.split()) for answer in answers for span in answer.spans),
         wall_us=1e6 * cost.wall_s / num,
         cpu_us=1e6 * cost.cpu_s / num,
-        engine_wall_us=1e6 * engines.wall_s / num,
-        engine_cpu_us=1e6 * engines.cpu_s / num,
         per_s=num / cost.cpu_s,
-        pipeline_per_s=num / (cost.cpu_s - engines.cpu_s),
     )
 
 
 def aims(runs: Sequence[Run]) -> list[Aim]:
-    """Of segments per second of one core (of CPU time: the process has one thread), by size."""
-    found = []
-    for name, own in by_size(runs).items():
-        found += [
-            at_least(f"segments/s of the pipeline itself, {name}", _median(own, "pipeline_per_s"), AIM_PER_S),
-            at_least(f"segments/s with the emulated engines' time, {name}", _median(own, "per_s"), AIM_PER_S),
-        ]
-    return found
+    """One for each size, of the median."""
+    return [
+        at_least(f"segments/s of one core, {name}", over(run.per_s for run in own).median, AIM_PER_S)
+        for name, own in by_size(runs).items()
+    ]
 
 
 def by_size(runs: Sequence[Run]) -> Mapping[str, list[Run]]:
     return {name: [run for run in runs if run.size == name] for name in dict.fromkeys(run.size for run in runs)}
-
-
-def _median(runs: Sequence[Run], name: str) -> float:
-    return over(getattr(run, name) for run in runs).median
 
 
 def make_report(runs: Sequence[Run], loop: LoopName, profiles: Mapping[str, Any]) -> Report:
@@ -174,24 +159,12 @@ def make_report(runs: Sequence[Run], loop: LoopName, profiles: Mapping[str, Any]
         "sizes": [asdict(size) for size in SIZES],
     }
     detail = {"profile": profiles} if profiles else {}
-    return Report("pipeline", load, [as_dict(run) for run in runs], aims(runs), table(runs, loop), detail)
-
-
-def as_dict(run: Run) -> dict[str, Any]:
-    return {name: getattr(run, name) for name in (*Run.__slots__, "pipeline_cpu_us")}
+    return Report("pipeline", load, [asdict(run) for run in runs], aims(runs), table(runs, loop), detail)
 
 
 def table(runs: Sequence[Run], loop: LoopName) -> Table:
-    columns = (
-        "an expansion",
-        "segments/s, one core",
-        "without engines",
-        "CPU us/segment",
-        "of it engines",
-        "pipeline itself",
-        "wall us/segment",
-    )
-    names = ("per_s", "pipeline_per_s", "cpu_us", "engine_cpu_us", "pipeline_cpu_us", "wall_us")
+    columns = ("an expansion", "segments/s, one core", "CPU us/segment", "wall us/segment")
+    names = ("per_s", "cpu_us", "wall_us")
     rows = [
         [size, *(over(getattr(run, name) for run in own).text() for name in names)]
         for size, own in by_size(runs).items()
@@ -200,8 +173,8 @@ def table(runs: Sequence[Run], loop: LoopName) -> Table:
     notes = (
         f"Median (lowest-highest) of {num_runs} runs of {first.num_segments} chosen segments, all answers whole.",
         f"{NUM_SITES} sites, {CONCURRENCY} requests at once, points of {first.words_per_point:.0f} words, {loop}.",
-        "A core is a second of the process's CPU time. Engines: the same calls, driven alone, in the same round;",
-        "alone they meet warm caches, so theirs is the least it can be (--profile shows it in place).",
+        "One core: per second of the process's CPU time, client and engines included; engines hand out texts",
+        "that they wrote before.",
     )
     return Table("Pipeline in one process, engines that take no time", columns, rows, notes)
 
@@ -221,13 +194,11 @@ def profile_table(name: str, found: Mapping[str, Any]) -> RichTable:
 
 
 def draw(figure: Any, runs: Sequence[Run]) -> None:
-    """Bars of CPU time per segment, the engines' part apart, with a mark for every run."""
+    """Bars of CPU time per segment, with a mark for every run."""
     axes = figure.subplots()
     for at, (name, own) in enumerate(by_size(runs).items()):
-        engines, pipeline = _median(own, "engine_cpu_us"), _median(own, "pipeline_cpu_us")
-        axes.bar(at, pipeline, color="tab:blue", label="" if at else "pipeline itself")
-        axes.bar(at, engines, bottom=pipeline, color="lightgrey", label="" if at else "emulated engines")
-        axes.plot([at] * len(own), [run.cpu_us for run in own], "k.", label="" if at else "runs, whole")
+        axes.bar(at, over(run.cpu_us for run in own).median, color="tab:blue", label="" if at else "median")
+        axes.plot([at] * len(own), [run.cpu_us for run in own], "k.", label="" if at else "runs")
         axes.text(at, 0, name.replace(", ", "\n"), ha="center", va="bottom", color="white")
     axes.axhline(1e6 / AIM_PER_S, color="tab:red", linestyle="--", label=f"{AIM_PER_S:,} segments/s")
     axes.set_xticks([])

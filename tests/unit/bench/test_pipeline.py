@@ -7,38 +7,37 @@ import pytest
 
 from bench import instant
 from bench.complete import Incomplete
-from bench.instant import Call, Size, engines_alone, serve
+from bench.instant import Known, Size, serve
 from bench.pipeline import LoopName, Run, aims, as_profile, draw, make_report, measure, profiled
+from pice.engine.emulated import EmulatedEngine
 from pice.transport.base import CANDIDATES
 from pice.transport.memory import MemoryTransport
 
 SMALL = Size("small", 10, num_points=3)
 
 
-def run_of(size: str, number: int, cpu_us: float, engine_us: float) -> Run:
-    return Run(
-        size, number, 5, 40, 10.0, 10.0, cpu_us, cpu_us, engine_us, engine_us, 1e6 / cpu_us, 1e6 / (cpu_us - engine_us)
-    )
+def run_of(size: str, number: int, cpu_us: float) -> Run:
+    return Run(size, number, 5, 40, 10.0, 10.0, cpu_us + 5, cpu_us, 1e6 / cpu_us)
 
 
-RUNS = [run_of("a", 0, 250.0, 100.0), run_of("a", 1, 300.0, 110.0), run_of("a", 2, 200.0, 40.0)]
+RUNS = [run_of("a", 0, 250.0), run_of("a", 1, 320.0), run_of("b", 0, 200.0), run_of("a", 2, 160.0)]
 
 
 async def test_every_point_becomes_one_chosen_segment_of_the_size_asked_for() -> None:
-    _, answers = await serve(SMALL, num_requests=4, concurrency=2, num_sites=2)
+    _, answers = await serve(SMALL, {}, num_requests=4, concurrency=2, num_sites=2)
     assert [len(answer.spans) for answer in answers] == [3, 3, 3, 3]
     words = [len(point.text.split()) for answer in answers for point in answer.sketch]
     assert set(words) == {10}
     assert {span.site for answer in answers for span in answer.spans} == {"site-0", "site-1"}
 
 
-async def test_engines_alone_are_driven_with_what_the_pipeline_asked_of_them() -> None:
-    calls = list[Call]()
-    await serve(SMALL, num_requests=2, concurrency=2, num_sites=2, calls=calls)
-    kinds = [(call.prompt.kind, call.sampling is None) for call in calls]
-    assert sorted(kinds) == [("answer", True)] * 2 + [("expand", False)] * 6 + [("sketch", False)] * 2
-    cost = await engines_alone(SMALL, calls, concurrency=2)
-    assert cost.cpu_s > 0
+async def test_engines_write_in_the_first_run_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Known()
+    _, first = await serve(SMALL, known, num_requests=4, concurrency=2, num_sites=2)
+    assert len(known) == 4 * (1 + 3)
+    monkeypatch.delattr(EmulatedEngine, "generate")
+    _, second = await serve(SMALL, known, num_requests=4, concurrency=3, num_sites=1)
+    assert {one.request_id: one.text for one in first} == {one.request_id: one.text for one in second}
 
 
 async def test_message_left_over_spoils_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +49,7 @@ async def test_message_left_over_spoils_the_run(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(instant, "MemoryTransport", Forgetful)
     with pytest.raises(Incomplete, match=f"1 messages were left on {CANDIDATES}"):
-        await serve(SMALL, num_requests=1, concurrency=1, num_sites=1)
+        await serve(SMALL, {}, num_requests=1, concurrency=1, num_sites=1)
 
 
 async def test_rounds_are_measured_size_by_size() -> None:
@@ -81,19 +80,17 @@ def test_profile_divides_the_cost_of_a_segment() -> None:
     ]
 
 
-def test_aims_are_of_medians_with_and_without_the_engines_time() -> None:
-    own, whole = aims(RUNS)
-    assert [own.value, whole.value] == pytest.approx([1e6 / 160, 4000])
-    assert (own.met, whole.met) == (True, False)
+def test_each_size_has_an_aim_of_its_median() -> None:
+    found = aims(RUNS)
+    assert [aim.value for aim in found] == pytest.approx([4000, 5000])
+    assert [aim.met for aim in found] == [False, True]
 
 
-def test_report_gives_both_totals_and_every_run() -> None:
-    report = make_report(RUNS, LoopName.asyncio, {})
-    assert [run["pipeline_cpu_us"] for run in report.runs] == [150.0, 190.0, 160.0]
-    assert report.table.rows == [
-        ["a", "4,000 (3,333-5,000)", "6,250 (5,263-6,667)", "250 (200-300)", "100 (40-110)", "160 (150-190)",
-         "250 (200-300)"]
-    ]  # fmt: skip
+def test_table_gives_the_median_of_each_size_and_its_spread() -> None:
+    assert make_report(RUNS, LoopName.asyncio, {}).table.rows == [
+        ["a", "4,000 (3,125-6,250)", "250 (160-320)", "255 (165-325)"],
+        ["b", "5,000 (5,000-5,000)", "200 (200-200)", "205 (205-205)"],
+    ]
 
 
 def test_picture_can_be_drawn() -> None:
