@@ -15,11 +15,10 @@ for name, run in COMMANDS.items():
 @app.callback(invoke_without_command=True)
 def everything(context: typer.Context, quick: QuickOption = False) -> None:
     """Runs one benchmark, or without a name all of them, one after another."""
+    context.default_map = {name: {"quick": quick} for name in COMMANDS}
     if context.invoked_subcommand is None:
         for run in COMMANDS.values():
             run(quick=quick)
-    elif quick:
-        raise typer.BadParameter(f"expected --quick after the name: bench {context.invoked_subcommand} --quick")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from itertools import product
 from statistics import median
 from typing import Any, Literal
 
+import typer
+
 from bench.complete import require_complete
 from bench.fleet import CLOUD_ENGINE, RTT_S, SITE_ENGINE, SITE_INFLIGHT, WORDS_PER_POINT, Fleet, curve, running
 from bench.report import Aim, Measured, PathOption, QuickOption, Report, Table, at_least, at_most, over, publish
@@ -249,3 +251,7 @@ def _draw_cell(panel: Any, runs: Sequence[Run]) -> None:
         shares = [(rank + 1) / len(values) for rank in range(len(values))]
         panel.step(values, shares, where="post", color=colour, label="eager" if eager else "whole sketch first")
         panel.axvline(median(values), color=colour, linestyle="--", linewidth=1)
+
+
+if __name__ == "__main__":
+    typer.run(command)

@@ -204,3 +204,7 @@ def draw(figure: Any, runs: Sequence[Run]) -> None:
     axes.set_xticks([])
     axes.set_ylabel("CPU microseconds per segment")
     axes.legend()
+
+
+if __name__ == "__main__":
+    typer.run(command)

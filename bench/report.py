@@ -25,7 +25,7 @@ _PIPED_WIDTH = 160
 QuickOption = Annotated[bool, typer.Option("--quick", help="A coarse answer in under a minute.")]
 PathOption = Annotated[
     Path | None,
-    typer.Option("--json", metavar="PATH", help="Where the figures go; the picture goes beside. [bench/out/NAME.json]"),
+    typer.Option("--json", metavar="PATH", help="Where the figures go, and the picture beside; else to bench/out."),
 ]
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def document(report: Report) -> dict[str, Any]:
     """The file's content: a figure can be checked from it alone."""
     return {
         "benchmark": report.name,
-        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "machine": machine(),
         "commit": commit(),
         "load": dict(report.load),

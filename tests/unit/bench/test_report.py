@@ -73,7 +73,7 @@ def test_variants_alternate_and_turn_round_each_round() -> None:
 def test_file_holds_command_machine_commit_every_run_and_aims(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench", "sums", "--json", "a file"])
+    monkeypatch.setattr(sys, "orig_argv", ["/bin/python3", "-m", "bench", "sums", "--json", "a file"])
     publish(FOUND, tmp_path / "new" / "sums.json", nothing_drawn)
     written = orjson.loads((tmp_path / "new" / "sums.json").read_bytes())
     assert set(written) == {"benchmark", "command", "machine", "commit", "load", "runs", "aims"}
