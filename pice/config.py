@@ -16,7 +16,7 @@ import orjson
 from pydantic import SecretStr, ValidationError
 
 from pice.errors import ConfigError
-from pice.faults import Key, describe_fault
+from pice.setting_faults import Key, describe_fault
 from pice.settings import OpenAISettings, Settings
 from pice.sketch.prompts import load_prompts
 

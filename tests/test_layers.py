@@ -50,7 +50,7 @@ def layer(module: str) -> str:
         return "pure"
     if top in PORTS:
         return "port" if module.endswith(".base") or module == f"pice.{top}" else "adapter"
-    return "settings" if top in ("settings", "config", "faults") else top
+    return "settings" if top in ("settings", "config", "setting_faults") else top
 
 
 def imported(module: str, source: str, known: Mapping[str, object], *, is_package: bool = False) -> Iterator[str]:
