@@ -53,6 +53,6 @@ def test_no_samples_give_no_shares() -> None:
 
 def test_sampler_sees_functions_of_pice_and_no_others() -> None:
     with Sampler() as sampler:
-        while sampler.stacks.total() < 3:
+        while not any(sampler.stacks) and sampler.stacks.total() < 2000:
             percentile(range(20_000), 50)
     assert whole_shares(sampler.stacks).keys() == {"pice/metrics.py percentile"}
