@@ -1,5 +1,6 @@
 """The pipeline benchmark on a few requests, and its figures on runs made up."""
 
+import gc
 from collections import Counter
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from bench import instant
 from bench.complete import Incomplete
-from bench.instant import Known, Size, serve
+from bench.instant import Known, Size, measured, serve
 from bench.pipeline import LoopName, Run, aims, as_profile, draw, make_report, measure, profiled
 from pice.engine.emulated import EmulatedEngine
 from pice.transport.base import CANDIDATES
@@ -38,6 +39,12 @@ async def test_engines_write_in_the_first_run_only(monkeypatch: pytest.MonkeyPat
     monkeypatch.delattr(EmulatedEngine, "generate")
     _, second = await serve(SMALL, known, num_requests=4, concurrency=3, num_sites=1)
     assert {one.request_id: one.text for one in first} == {one.request_id: one.text for one in second}
+
+
+async def test_collector_passes_over_what_was_there_until_the_measurement_ends() -> None:
+    async with measured():
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
 
 
 async def test_message_left_over_spoils_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
