@@ -176,12 +176,13 @@ class PlannerSettings(Section):
 
     `margin` is the share of the cloud's time by which the sketch path must beat it; `sketch_ratio` the length of a
     sketch against its answer's. A segment is hedged when it takes `hedge_factor` times what was predicted, and
-    no sooner than `hedge_min_s`. `eager` releases segments while the sketch is still being written.
+    no sooner than `hedge_min_s`. `eager` releases segments while the sketch is still being written; fewer
+    `max_segments` than `max_points` leave a long last segment then, since it takes all the rest.
     """
 
     margin: Share = 0.1
     segment_words: int = Field(default=60, ge=1, le=4096)
-    max_segments: int = Field(default=16, ge=1, le=256)
+    max_segments: int = Field(default=24, ge=1, le=256)
     max_points: int = Field(default=24, ge=1, le=256)
     sketch_ratio: float = Field(default=0.2, gt=0, lt=1)
     hedge_factor: float = Field(default=2.0, ge=1)

@@ -30,7 +30,7 @@ class PlanPolicy:
     margin: float = 0.1
     sketch_ratio: float = 0.2
     segment_words: int = 60
-    max_segments: int = 16
+    max_segments: int = 24
     assumed_answer_words: int = 250
 
 

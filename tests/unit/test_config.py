@@ -70,7 +70,7 @@ def test_override_beats_environment_beats_file_beats_default(tmp_path: Path) -> 
     path = written(tmp_path, SMALL + "[planner]\nmargin = 0.2\nmax_points = 5\nsegment_words = 7\n")
     environ = {"PICE_PLANNER__MAX_POINTS": "6", "PICE_PLANNER__SEGMENT_WORDS": "8"}
     planner = load_settings(path, ["planner.segment_words=9"], environ).planner
-    assert (planner.margin, planner.max_points, planner.segment_words, planner.max_segments) == (0.2, 6, 9, 16)
+    assert (planner.margin, planner.max_points, planner.segment_words, planner.max_segments) == (0.2, 6, 9, 24)
 
 
 @pytest.mark.parametrize(
