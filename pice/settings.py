@@ -95,6 +95,11 @@ class EmulatedSettings(Section):
     piece_tokens: int = Field(default=1, ge=1, le=64)
     style: StyleSettings = StyleSettings()
 
+    @property
+    def num_at_once(self) -> int:
+        """How many generations are worked on at once."""
+        return self.max_inflight
+
 
 class LlamaCppSettings(Section):
     """A GGUF file, run in this process. `n_threads` 0 shares the cores among the configured engines."""
@@ -120,6 +125,11 @@ class LlamaCppSettings(Section):
         """The file's name without its ending."""
         return self.path.stem
 
+    @property
+    def num_at_once(self) -> int:
+        """How many generations are worked on at once."""
+        return self.n_seq_max
+
 
 class OpenAISettings(Section):
     """A server that speaks the OpenAI chat completions format."""
@@ -144,6 +154,11 @@ class OpenAISettings(Section):
         if self.api_key is not None and self.api_key_file is not None:
             raise ValueError("must have api_key or api_key_file, not both")
         return self
+
+    @property
+    def num_at_once(self) -> int:
+        """How many generations are worked on at once."""
+        return self.max_inflight
 
 
 EngineSettings = Annotated[EmulatedSettings | LlamaCppSettings | OpenAISettings, Field(discriminator="kind")]

@@ -43,7 +43,13 @@ def run_file(
         bool, typer.Option("--single-file", help="Write failures to the output too, not to a file of their own.")
     ] = False,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Requests at once; if not given, twice cloud.max_inflight.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Requests at once; unless given, as many as the cloud model works on. A request's time "
+            "(limits.request_timeout_s) runs while it waits for others, so more of them need a longer one.",
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
@@ -65,14 +71,17 @@ def run_file(
         meter = stack.enter_context(metered(so_far(found, files), quiet=quiet))
         code = exit_code(meter.latest)
         if meter.latest.left:
-            code = run(lambda shutdown: _reported(settings, found, files, concurrency, shutdown, meter))
+            at_once = requests_at_once(settings, concurrency)
+            if concurrency and at_once < concurrency and not quiet:
+                note(f"{at_once} requests at once, not {concurrency}: limits.max_open_requests allows no more")
+            code = run(lambda shutdown: _reported(settings, found, files, at_once, shutdown, meter))
     if not quiet:
         note(summary(meter.latest, failures=output if single_file else errors_path(output)))
     raise typer.Exit(code)
 
 
 async def _reported(
-    settings: Settings, found: Survey, files: BatchFiles, concurrency: int | None, shutdown: Shutdown, meter: Meter
+    settings: Settings, found: Survey, files: BatchFiles, concurrency: int, shutdown: Shutdown, meter: Meter
 ) -> int:
     async with task_group() as group:
         notice = group.create_task(_say_when_draining(shutdown))
@@ -83,7 +92,7 @@ async def _reported(
                     found,
                     files,
                     run_id=uuid.uuid4().hex,
-                    concurrency=concurrency or 2 * settings.cloud.max_inflight,
+                    concurrency=concurrency,
                     timeout_s=settings.limits.request_timeout_s,
                     stop=shutdown.draining,
                     wall_s=time.time,
@@ -99,6 +108,13 @@ async def _reported(
 async def _say_when_draining(shutdown: Shutdown) -> None:
     await shutdown.draining.wait()
     note("finishing what was begun; interrupt again to give it up (the rest is done by a rerun)")
+
+
+def requests_at_once(settings: Settings, wanted: int | None = None) -> int:
+    """As many as are `wanted`, or else as the cloud model works on, so that no line waits for another while its own
+    time runs; never more than may be open."""
+    engine = settings.engines[settings.cloud.engine]
+    return min(settings.limits.max_open_requests, wanted or min(settings.cloud.max_inflight, engine.num_at_once))
 
 
 def exit_code(end: Progress) -> int:

@@ -167,12 +167,34 @@ def test_overwrite_asks_everything_again(desk: Desk) -> None:
     assert desk.written() == ["a", "b"]
 
 
-@pytest.mark.parametrize(("args", "most"), [((), 6), (("--concurrency", "2"), 2)], ids=["default", "given"])
-def test_requests_at_once_are_twice_the_clouds_unless_given(desk: Desk, args: tuple[str, ...], most: int) -> None:
+@pytest.mark.parametrize(
+    ("args", "most"),
+    [
+        ((), 3),
+        (("--set", "cloud.max_inflight=16"), 8),
+        (("--set", "engines.big.max_inflight=2"), 2),
+        (("--set", "engines.big={kind='llama_cpp', path='x.gguf', n_seq_max=1}"), 1),
+        (("--set", "limits.max_open_requests=2"), 2),
+        (("--concurrency", "5"), 5),
+    ],
+    ids=["the cloud node", "default engine", "engine", "llama.cpp", "open requests", "given"],
+)
+def test_requests_at_once_are_those_the_cloud_works_on_unless_given(
+    desk: Desk, args: tuple[str, ...], most: int
+) -> None:
+    if "llama" in str(args):
+        (desk.folder / "small.toml").write_text("[cloud]\nengine = 'big'\n")
     desk.source.write_text("".join(line(f"q{number}") for number in range(20)))
     assert desk.run("--quiet", *args) == 0
     assert desk.most_asking == most
     assert len(desk.asked) == 20
+
+
+def test_no_more_are_asked_than_may_be_open_and_that_is_said(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    desk.source.write_text("".join(line(f"q{number}") for number in range(9)))
+    assert desk.run("--concurrency", "5", "--set", "limits.max_open_requests=4") == 0
+    assert desk.most_asking == 4
+    assert "4 requests at once, not 5: limits.max_open_requests allows no more" in capsys.readouterr().err
 
 
 def test_standard_input_is_read_when_the_input_is_a_dash(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
