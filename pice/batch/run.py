@@ -11,7 +11,7 @@ from pice.batch.format import BatchItem, Key, failure_line, key_of, parse_line, 
 from pice.batch.progress import Progress
 from pice.batch.source import Survey, read_lines
 from pice.core import Answer, Request
-from pice.errors import InputError, PiceError
+from pice.errors import InputError, Overloaded, PiceError
 
 SYNC_EVERY_S = 1.0
 WAIT_S = 1.0
@@ -35,9 +35,10 @@ async def run_batch(
 
     Lines are read as they are needed, and at most `concurrency` are in memory and being asked. A line whose key is in
     `files` is skipped. A result is written, whole, the moment it is there; an invalid line or a `PiceError` is written
-    as a failure. A retriable error (`Overloaded`) is tried again, until the line's own timeout (or `timeout_s`) has
-    passed with waiting; each try has that timeout for itself, and a request id made from `run_id` that no other try
-    has. After `stop` no line is begun and those being asked are finished; cancelling gives them up, unwritten.
+    as a failure. A retriable error is tried again, until the line's own timeout (or `timeout_s`) has passed with tries
+    and pauses. Those that end in `Overloaded` do not count: nothing was begun, and the batch itself may fill the queue.
+    Each try has that timeout for itself, and a request id made from `run_id` that no other try has. After `stop` no
+    line is begun and those being asked are finished; cancelling gives them up, unwritten.
 
     Raises:
         OutputLost: a result could not be written.
@@ -118,14 +119,17 @@ class _Batch:
 
     async def _settle(self, item: BatchItem) -> None:
         """Asks until there is an answer or an error to write; writes nothing when `stop` comes between two tries."""
-        give_up_s = self._clock() + (item.timeout_s or self._timeout_s)
+        left_s = item.timeout_s or self._timeout_s
         for attempt in itertools.count():
             request = item.request(request_id_of(self._run_id, item.custom_id, attempt), timeout_s=self._timeout_s)
+            began_s = self._clock()
             try:
                 answer = await self._ask(request)
             except PiceError as error:
                 wait_s = max(getattr(error, "retry_after_s", WAIT_S), MIN_WAIT_S)
-                if not error.retriable or self._clock() + wait_s > give_up_s:
+                if not isinstance(error, Overloaded):
+                    left_s -= self._clock() - began_s + wait_s
+                if not error.retriable or left_s < 0:
                     self._write_failure(item.custom_id, error, request.request_id)
                     return
             else:

@@ -20,7 +20,7 @@ from pice.batch.progress import Progress
 from pice.batch.run import run_batch
 from pice.batch.source import read_lines, survey
 from pice.core import Answer, Plan, Request, Usage
-from pice.errors import DeadlineExceeded, InputError, OutputLost, Overloaded, TransportError
+from pice.errors import DeadlineExceeded, InputError, OutputLost, Overloaded, TransportError, Unavailable
 from pice.simulation.clock import run_virtual
 
 DEADLINE_S = 10.0
@@ -265,18 +265,34 @@ def test_retriable_error_is_tried_again_after_its_pause_under_another_request_id
     assert {request.timeout_s for request in batch.asked} == {5}
 
 
-def test_overloaded_fails_when_waiting_would_outlast_the_lines_timeout(
+def test_time_refused_at_the_door_is_not_the_lines_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But its other tries and pauses are: 2 s here, of 3."""
+
+    async def ask(request: Request) -> Answer:
+        if len(batch.asked) <= 100:
+            raise Overloaded("1024 requests are open", retry_after_s=2.0)
+        if len(batch.asked) <= 102:
+            raise TransportError("no broker")
+        return answer(request)
+
+    batch = Batch(tmp_path, line("a", timeout_s=3))
+    end = run_in_virtual_time(batch, ask, monkeypatch)
+    assert (end.answered, end.failed, end.elapsed_s) == (1, 0, pytest.approx(202))
+
+
+def test_retriable_error_fails_when_waiting_would_outlast_the_lines_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ask(request: Request) -> Answer:
-        raise Overloaded("1024 requests are open", retry_after_s=2.0)
+        await asyncio.sleep(1.0)
+        raise Unavailable("the engine is down", failure_code="engine_unavailable")
 
     batch = Batch(tmp_path, line("a", timeout_s=5) + line("b"))
     end = run_in_virtual_time(batch, ask, monkeypatch)
     assert end.failed == 2
     assert Counter(request.messages[-1].content for request in batch.asked) == {"a": 3, "b": 31}
     response = batch.failures()["a"]["response"]
-    assert (response["status_code"], response["body"]["error"]["code"]) == (429, "queue_full")
+    assert (response["status_code"], response["body"]["error"]["code"]) == (503, "engine_unavailable")
     assert response["request_id"] == [r.request_id for r in batch.asked if r.messages[-1].content == "a"][-1]
 
 
