@@ -10,6 +10,9 @@ from pice.core import Message, Mode, Sampling
 UNSUPPORTED = "unsupported_parameter"
 """Type of the validation errors that say: understood, but PICE cannot do that."""
 
+NUM_SEEDS = 2**32 - 1
+"""Seeds are 0 to one below this: llama.cpp has 32 bits for them and means none by the last."""
+
 _DEFAULT = Sampling()
 
 
@@ -22,7 +25,7 @@ def _joined(content: object) -> object:
             shown = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise PydanticCustomError(
                 UNSUPPORTED,
-                'must be a string or parts like {{"type": "text", "text": "..."}}, got {got}',
+                'must be a string or parts like {"type": "text", "text": "..."}, got {got}',
                 {"got": shown},
             )
     return "\n".join(part["text"] for part in content)
@@ -54,7 +57,11 @@ class Strict(BaseModel):
 
     @classmethod
     def _asks(cls, key: str, value: object) -> bool:
-        return value is not None and key not in cls.harmless and value not in cls.neutral.get(key, ())
+        return (
+            value is not None
+            and key not in cls.harmless
+            and not any(type(value) is type(neutral) and value == neutral for neutral in cls.neutral.get(key, ()))
+        )
 
 
 class Turn(Strict):
@@ -130,7 +137,7 @@ class Body(Strict):
         return limit
 
     def sampling(self) -> Sampling:
-        """How tokens are to be drawn; `top_k` -1 (vLLM's way of saying off) becomes 0."""
+        """How tokens are to be drawn; `top_k` -1 (vLLM's way of saying off) becomes 0, a seed one of `NUM_SEEDS`."""
         return Sampling(
             max_tokens=self.max_completion_tokens or self.max_tokens or _DEFAULT.max_tokens,
             temperature=self.temperature,
@@ -140,6 +147,6 @@ class Body(Strict):
             repeat_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            seed=self.seed,
+            seed=None if self.seed is None else self.seed % NUM_SEEDS,
             stop=tuple(self.stop),
         )

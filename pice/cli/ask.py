@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pice.app import Pipeline
+from pice.batch.body import NUM_SEEDS
 from pice.cli.options import ConfigOption, JsonOption, MaxTokensOption, QuestionArgument, SetOption, SystemOption
 from pice.cli.session import FAILED, OK, messages, report, with_pipeline
 from pice.cli.show import Screen, figures, printable
@@ -35,7 +36,7 @@ def ask(
     ] = None,
     max_tokens: MaxTokensOption = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Makes sampling repeat.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=NUM_SEEDS - 1, help="Makes sampling repeat.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask one question.

@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -103,6 +104,9 @@ def test_line_that_says_little_gets_the_defaults() -> None:
         pytest.param({"max_tokens": 5, "max_completion_tokens": 5}, {"max_tokens": 5}, id="both limits, equal"),
         pytest.param({"top_k": -1}, {"top_k": 0}, id="top_k off in vLLM's way"),
         pytest.param({"stop": "x"}, {"stop": ("x",)}, id="stop as a string"),
+        pytest.param({"seed": 2**32 - 2}, {"seed": 2**32 - 2}, id="largest seed"),
+        pytest.param({"seed": 2**32}, {"seed": 1}, id="seed of more than 32 bits"),
+        pytest.param({"seed": -1}, {"seed": 2**32 - 2}, id="seed below 0"),
         pytest.param({"n": 1, "stream": False, "logprobs": False, "tools": []}, {}, id="asks for nothing"),
         pytest.param({"response_format": {"type": "text"}, "tool_choice": "none"}, {}, id="text and no tools"),
         pytest.param({"user": "u", "metadata": {"k": "v"}, "store": True, "service_tier": "auto"}, {}, id="harmless"),
@@ -120,6 +124,12 @@ def test_parameter_is_mapped_or_accepted(body: dict[str, Any], expected: dict[st
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logprobs": True}, "logprobs"),
+        ({"n": True}, "n"),
+        ({"n": 1.0}, "n"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"stream": 0}, "stream"),
+        ({"top_logprobs": False}, "top_logprobs"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"pice": {"order": "arrival"}}, "pice.order"),
@@ -133,6 +143,11 @@ def test_parameter_that_cannot_be_honoured_is_refused_by_name(body: dict[str, An
         parse_line(line(body), 9)
     assert caught.value.param == param
     assert param in str(caught.value)
+
+
+def test_refused_part_is_told_what_a_part_looks_like() -> None:
+    with pytest.raises(UnsupportedParameter, match=re.escape('parts like {"type": "text", "text": "..."}, got image')):
+        parse_line(line({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), 9)
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,8 @@ def test_time_refused_at_the_door_is_not_the_lines_own(tmp_path: Path, monkeypat
 
     batch = Batch(tmp_path, line("a", timeout_s=3))
     end = run_in_virtual_time(batch, ask, monkeypatch)
-    assert (end.answered, end.failed, end.elapsed_s) == (1, 0, pytest.approx(202))
+    assert (end.answered, end.failed) == (1, 0)
+    assert end.elapsed_s == pytest.approx(202)
 
 
 def test_retriable_error_fails_when_waiting_would_outlast_the_lines_timeout(

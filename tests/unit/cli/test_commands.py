@@ -37,7 +37,15 @@ def test_help_lists_the_commands_and_the_exit_codes(pice: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["ask"], ["ask", "why?", "--mode", "magic"], ["ask", "why?", "--timeout", "0"], ["no"]]
+    "args",
+    [
+        ["ask"],
+        ["ask", "why?", "--mode", "magic"],
+        ["ask", "why?", "--timeout", "0"],
+        ["ask", "why?", "--seed", "-1"],
+        ["ask", "why?", "--seed", "4294967295"],
+        ["no"],
+    ],
 )
 def test_wrong_usage_gives_2(pice: Run, args: list[str]) -> None:
     ran = pice(*args)
