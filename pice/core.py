@@ -346,6 +346,7 @@ class Record:
     sketch_prompt_tokens: int = 0
     sketch_output_tokens: int = 0
     sealed_s: float = 0.0
+    sketch_cut: bool = False
     num_segments: int | None = None
     segments: dict[int, SegmentRecord] = field(default_factory=dict)
     outcome: Answer | Failure | None = None

@@ -10,13 +10,14 @@ from pice.core import CLOUD_SITE, Answer, Candidate, Record, Segment, SegmentRec
 def assemble(record: Record, *, now_s: float) -> Answer:
     """The answer to a planned request whose segments each have their choice; `now_s` is on the store's clock.
 
-    It was cut (`finish_reason` "length") when one of its spans was, or when points of the sketch are not in it
-    because the request's token limit was used up.
+    It was cut (`finish_reason` "length") when its sketch or one of its spans was, or when points of the sketch are not
+    in it because the request's token limit was used up.
     """
     assert record.plan is not None
     spans = within_limit(_spans(record), _sizes(record), record.request.sampling.max_tokens)
     expanded = {point.index for span in spans for point in record.segments[span.index].segment.points}
-    cut = any(span.finish_reason == "length" for span in spans) or any(p.index not in expanded for p in record.sketch)
+    cut = record.sketch_cut or any(span.finish_reason == "length" for span in spans)
+    cut = cut or any(point.index not in expanded for point in record.sketch)
     return Answer(
         request_id=record.request.request_id,
         text=join_spans(spans),

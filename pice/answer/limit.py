@@ -27,7 +27,10 @@ def within_limit(spans: Sequence[Span], num_tokens: Sequence[int], max_tokens: i
 
 
 def _beginning(text: str, share: float) -> str:
-    """About that share of a text, up to its last whole sentence, or else its last whole word."""
+    """About that share of a text, up to its last whole sentence, or else its last whole word; in a script without
+    spaces every character may be the last."""
     part = text[: int(share * len(text))]
     ends = [match.end() for match in _SENTENCE_END.finditer(part)]
-    return part[: ends[-1]] if ends else part.rpartition(" ")[0]
+    if ends:
+        return part[: ends[-1]]
+    return part.rpartition(" ")[0] if " " in part or part.isascii() else part

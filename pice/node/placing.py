@@ -26,6 +26,7 @@ class Placer:
         """
         placed = replace(segment, site=placement.site, model=placement.model)
         if not await self._store.place(placed, placement):
+            self._planner.withdraw(segment, placement)
             return False
         pool, partition = self._planner.address(placement.site)
         try:
@@ -33,6 +34,7 @@ class Placer:
                 segments_topic(pool), encode(placed), key=segment.request_id, partition=partition
             )
         except TransportError:
+            self._planner.withdraw(segment, placement)
             await self._store.unplace(placed, placement)
             raise
         await self._store.emit(_released(placed, placement))

@@ -22,7 +22,7 @@ from pice.core import (
     Usage,
 )
 from pice.engine.base import Engine
-from pice.errors import Full, NoSite, PromptTooLong
+from pice.errors import Full, MessageTooLarge, NoSite, PromptTooLong
 from pice.node.load import Load
 from pice.node.placing import Placer
 from pice.node.text import TextEvents
@@ -31,6 +31,10 @@ from pice.sketch.parser import Direct, Item, SketchParser
 from pice.sketch.prompts import PromptSet
 from pice.sketch.segments import SegmentBuilder, expected_tokens, merge_points, token_budget
 from pice.store.base import Store
+
+
+_NUM_SEEDS = 2**32 - 1
+"""llama.cpp takes the last 32-bit number for "any seed"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,10 @@ class Attempt:
         """The cloud model answers in full. What a sketch took that came to nothing still counts."""
         self._in_vain, self._written = self._written, _Written()
         prompt = self._tools.prompts.answer(self._request.messages)
-        async for text in self._generate(prompt, self._request.sampling):
-            await self._show(text)
+        words = self._plan.answer_words
+        async with contextlib.aclosing(self._generate(prompt, self._request.sampling, words)) as texts:
+            async for text in texts:
+                await self._show(text)
         await self._close()
 
     async def answer_at_edge(self) -> None:
@@ -89,12 +95,17 @@ class Attempt:
 
     async def sketch(self, *, eager: bool, constrained: bool) -> None:
         """The cloud model's first words decide: a direct answer, or a sketch whose segments leave as soon as they
-        are complete (with `eager`) or when the whole sketch is known. What the sketch prompt adds may be too much
-        for a context that the question itself fits."""
+        are complete (with `eager`) or when the whole sketch is known. What the prompts of sketch and segments add
+        may be too much where the question itself is not: then it is answered here."""
         try:
             await self._sketch(eager=eager, constrained=constrained)
         except PromptTooLong:
             await self._replan("the sketch prompt does not fit the cloud model's context")
+            await self.answer_here()
+        except NoSite as error:
+            if self._num_segments:
+                raise
+            await self._replan(str(error))
             await self.answer_here()
 
     async def _sketch(self, *, eager: bool, constrained: bool) -> None:
@@ -102,13 +113,16 @@ class Attempt:
         parser = SketchParser(forced=forced, max_points=self._tools.max_points)
         builder = self._builder() if eager else None
         prompt, limit = self._sketch_prompt(forced=forced, constrained=constrained), self._sketch_limit()
-        async for text in self._generate(prompt, replace(self._request.sampling, stop=())):
-            await self._take(parser.feed(text), builder)
-            if parser.kind != "direct":
-                await self._sketch_events.write(text)
-            if parser.kind == "sketch" and self._written.num_output_tokens >= limit:
-                self._written.num_prompt_tokens = await self._tools.engine.count_tokens(prompt)
-                break
+        texts = self._generate(prompt, self._request.sampling, self._plan.sketch_words)
+        async with contextlib.aclosing(texts):
+            async for text in texts:
+                await self._take(parser.feed(text), builder)
+                if parser.kind != "direct":
+                    await self._sketch_events.write(text)
+                if parser.kind == "sketch" and self._written.num_output_tokens >= limit:
+                    self._written.num_prompt_tokens = await self._tools.engine.count_tokens(prompt)
+                    self._written.finish_reason = "length"
+                    break
         await self._take(parser.finish(), builder)
         await self._sketch_events.flush()
         await self._conclude(parser.kind == "direct", builder)
@@ -159,8 +173,7 @@ class Attempt:
         sampling = replace(
             self._request.sampling,
             max_tokens=max_tokens,
-            stop=(),
-            seed=None if seed is None else (seed + self._num_segments) % 2**32,
+            seed=None if seed is None else (seed + self._num_segments) % _NUM_SEEDS,
         )
         await self._send(self._segment("expand", points, words, sampling))
 
@@ -176,7 +189,7 @@ class Attempt:
             if placement is None:
                 break
             tried.add(Target(placement.site, placement.model))
-            with contextlib.suppress(Full):
+            with contextlib.suppress(Full, MessageTooLarge):
                 await self._tools.placer.send(segment, placement)
                 num_sent += 1
         if not num_sent:
@@ -205,11 +218,12 @@ class Attempt:
             self._num_segments,
             num_prompt_tokens=self._written.num_prompt_tokens,
             num_output_tokens=self._written.num_output_tokens,
+            cut=self._written.finish_reason == "length",
         )
 
-    async def _generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[str, None]:
-        """Text of the cloud model as it comes, counted in `_written` and in the engine's load."""
-        written, share = self._written, self._tools.load.add(round(self._plan.answer_words * TOKENS_PER_WORD))
+    async def _generate(self, prompt: Prompt, sampling: Sampling, words: int) -> AsyncGenerator[str, None]:
+        """Text of the cloud model as it comes, about `words` of it, counted in `_written` and in the engine's load."""
+        written, share = self._written, self._tools.load.add(round(words * TOKENS_PER_WORD))
         try:
             async with contextlib.aclosing(self._tools.engine.generate(prompt, sampling)) as pieces:
                 async for piece in pieces:

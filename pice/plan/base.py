@@ -47,6 +47,10 @@ class Planner(Protocol):
         the cloud only if no edge site is left. None when no model that is not excluded can take it."""
         ...
 
+    def withdraw(self, segment: Segment, placement: Placement) -> None:
+        """A placement that was given was not carried out."""
+        ...
+
     def address(self, site: str) -> tuple[str, int]:
         """Pool and partition of a site that was seen. Raises KeyError for one that never was."""
         ...

@@ -62,6 +62,14 @@ class SiteBoard:
         self._sent.setdefault(option.target, []).append(_Sent(now_s, tokens))
         option.add(1, tokens)
 
+    def withdraw(self, target: Target, tokens: int, at_s: float) -> None:
+        """What was `sent` was not."""
+        sent = _Sent(at_s, tokens)
+        if sent in (placed := self._sent.get(target, [])):
+            placed.remove(sent)
+            if option := self._options.get(target):
+                option.add(-1, -tokens)
+
     def finished(self, candidate: Candidate) -> None:
         if option := self._options.get(Target(candidate.site, candidate.model)):
             option.add(-1, -candidate.num_output_tokens)

@@ -55,10 +55,13 @@ class EarliestFinish:
             return Plan("cloud", "no site is up", answer_words=words)
         if cloud is None:
             return Plan("edge", "the cloud site is not up", answer_words=words)
-        if not edges:
+        num_tokens = num_prompt_tokens + _SEGMENT_PROMPT_TOKENS + round(self._policy.segment_words * TOKENS_PER_WORD)
+        fitting = [option for option in edges if num_tokens <= option.context_tokens]
+        if not fitting:
+            reason = "the prompt fits no edge model's context" if edges else "no edge site is up"
             t_cloud_s = finish_s(cloud, num_prompt_tokens, self._expected_tokens(request))
-            return Plan("cloud", "no edge site is up", t_cloud_s=t_cloud_s, answer_words=words)
-        return self._weigh(request, num_prompt_tokens, cloud, edges)
+            return Plan("cloud", reason, t_cloud_s=t_cloud_s, answer_words=words)
+        return self._weigh(request, num_prompt_tokens, cloud, fitting)
 
     def place(
         self,
@@ -70,7 +73,7 @@ class EarliestFinish:
         where: Where = "anywhere",
         reason: str = "first",
     ) -> Placement | None:
-        tokens, prompt_tokens = round(segment.words * TOKENS_PER_WORD), prompt_size(segment)
+        tokens, prompt_tokens = _num_tokens(segment), prompt_size(segment)
         best: Option | None = None
         best_s = 0.0
         for option in self._choices(where, exclude, exclude_models, prompt_tokens + tokens):
@@ -81,6 +84,9 @@ class EarliestFinish:
             return None
         self._board.sent(best, tokens, now_s)
         return Placement(best.target.site, best.target.model, now_s, now_s + best_s, reason)
+
+    def withdraw(self, segment: Segment, placement: Placement) -> None:
+        self._board.withdraw(Target(placement.site, placement.model), _num_tokens(segment), placement.placed_s)
 
     def finished(self, candidate: Candidate) -> None:
         self._board.finished(candidate)
@@ -104,10 +110,10 @@ class EarliestFinish:
 
     def _weigh(self, request: Request, num_prompt_tokens: int, cloud: Option, edges: list[Option]) -> Plan:
         plan = self._progressive(request, num_prompt_tokens, cloud, edges)
+        if request.sampling.stop and request.mode != "edge":
+            return replace(plan, mode="cloud", reason="stop strings bind one text from its start to its end")
         if request.mode is not None:
             return replace(plan, mode=request.mode, reason="asked for by the request")
-        if request.sampling.stop:
-            return replace(plan, mode="cloud", reason="stop strings bind one text from its start to its end")
         if cloud.num_outstanding >= cloud.max_inflight:
             return replace(plan, reason="the cloud is saturated: a sketch frees it sooner")
         if plan.t_progressive_s < plan.t_cloud_s * (1 - self._policy.margin):
@@ -140,11 +146,16 @@ class EarliestFinish:
         return min(median(self._lengths) if self._lengths else assumed, request.sampling.max_tokens)
 
 
+def _num_tokens(segment: Segment) -> int:
+    return round(segment.words * TOKENS_PER_WORD)
+
+
 def prompt_size(segment: Segment) -> int:
-    """An upper planning figure for the tokens of a segment's prompt: three bytes a token, and the frame around it."""
+    """A planning figure for the tokens of a segment's prompt: four bytes a token, and the frame around it. The engine
+    has the last word, and what it refuses is placed elsewhere."""
     num_bytes = sum([_num_bytes(message.content) for message in segment.messages])
     num_bytes += sum([_num_bytes(point.text) for point in segment.sketch])
-    return num_bytes // 3 + _SEGMENT_PROMPT_TOKENS
+    return num_bytes // 4 + _SEGMENT_PROMPT_TOKENS
 
 
 def _num_bytes(text: str) -> int:

@@ -96,9 +96,10 @@ class Store(Protocol):
         *,
         num_prompt_tokens: int,
         num_output_tokens: int,
+        cut: bool,
     ) -> bool:
-        """The sketch is finished: this many segments and no more. Makes the record due at once; False when fenced
-        or closed."""
+        """The sketch is finished, or was `cut` off: this many segments and no more. Makes the record due at once;
+        False when fenced or closed."""
         ...
 
     async def add_candidate(self, candidate: Candidate) -> Counted:

@@ -111,6 +111,7 @@ class MemoryStore:
         *,
         num_prompt_tokens: int,
         num_output_tokens: int,
+        cut: bool,
     ) -> bool:
         entry = self._open_entry(request_id, attempt)
         if entry is None:
@@ -118,6 +119,7 @@ class MemoryStore:
         record = entry.record
         record.sketch, record.num_segments, record.sealed_s = tuple(sketch), num_segments, self.now()
         record.sketch_prompt_tokens, record.sketch_output_tokens = num_prompt_tokens, num_output_tokens
+        record.sketch_cut = cut
         self._set_due(entry, self.now())
         return True
 

@@ -94,7 +94,7 @@ async def test_later_attempt_fences_every_change_of_an_earlier_one(store: Store)
     assert (again.attempt, again.segments) == (2, {})
     assert not await store.planned("r1", 1, Plan("cloud", ""))
     assert not await store.place(segment(1), placement())
-    assert not await store.seal("r1", 1, (), 1, num_prompt_tokens=0, num_output_tokens=0)
+    assert not await store.seal("r1", 1, (), 1, num_prompt_tokens=0, num_output_tokens=0, cut=False)
     assert await store.add_candidate(candidate()) is Counted.STALE
     assert not await store.choose("r1", 1, span())
     assert not await store.wanted("r1", 1, 0)
@@ -200,17 +200,18 @@ async def test_sealing_makes_a_request_due(store: Store) -> None:
     waiting = asyncio.ensure_future(store.take_due())
     await asyncio.sleep(0)
     points = (Point(0, "a", 5),)
-    assert await store.seal("r1", 1, points, 1, num_prompt_tokens=3, num_output_tokens=4)
+    assert await store.seal("r1", 1, points, 1, num_prompt_tokens=3, num_output_tokens=4, cut=True)
     async with asyncio.timeout(5):
         assert await waiting == ["r1"]
     record = await store.record("r1")
     assert record is not None
     assert (record.sketch, record.num_segments, record.sketch_output_tokens) == (points, 1, 4)
+    assert record.sketch_cut
 
 
 async def test_sealed_request_is_not_begun_again(store: Store) -> None:
     await placed(store, "paris")
-    await store.seal("r1", 1, (), 1, num_prompt_tokens=0, num_output_tokens=0)
+    await store.seal("r1", 1, (), 1, num_prompt_tokens=0, num_output_tokens=0, cut=False)
     assert await store.begin("r1") is None
     assert await store.wanted("r1", 1, 0)
 

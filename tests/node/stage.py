@@ -208,6 +208,7 @@ class Stage:
             num_segments,
             num_prompt_tokens=0,
             num_output_tokens=0,
+            cut=False,
         )
         return segments
 

@@ -439,13 +439,13 @@ async def test_request_with_stop_strings_is_answered_at_the_cloud(stage: Stage) 
     assert (answer.mode, engine.prompts[0].kind, engine.samplings[0].stop) == ("cloud", "answer", ("END",))
 
 
-async def test_neither_sketch_nor_segments_are_given_stop_strings(stage: Stage) -> None:
-    site, engine = await paris(stage), ScriptedEngine("big", Script(outline("one")))
+async def test_stop_strings_are_kept_to_even_where_a_sketch_was_asked_for(stage: Stage) -> None:
+    await paris(stage)
+    engine = ScriptedEngine("big", Script("The moon."))
     stage.cloud(engine)
-    sampling = Sampling(stop=("END",))
-    await stage.submit(Request("r", FORCED.messages, sampling, mode="progressive"))
-    assert (await site.receive()).sampling.stop == ()
-    assert engine.samplings[0].stop == ()
+    await stage.submit(Request("r", FORCED.messages, Sampling(stop=("END",)), mode="progressive"))
+    answer = await stage.answer()
+    assert (answer.mode, engine.prompts[0].kind, engine.samplings[0].stop) == ("cloud", "answer", ("END",))
 
 
 async def test_request_asked_for_at_the_edge_goes_there_whole(stage: Stage) -> None:
@@ -459,21 +459,44 @@ async def test_request_asked_for_at_the_edge_goes_there_whole(stage: Stage) -> N
 
 async def test_segment_that_fits_no_edge_model_goes_to_the_clouds_own_site(stage: Stage) -> None:
     cloud = await stage.site(CLOUD_SITE, "big", curve=SLOW)
-    await stage.site("paris", context_tokens=100)
-    stage.cloud(ScriptedEngine("big", Script(outline("one"))))
+    await stage.site("paris", context_tokens=200)
+    stage.cloud(ScriptedEngine("big", Script(outline("one", words=300))))
     await stage.submit(FORCED)
     assert (await cloud.receive()).site == CLOUD_SITE
 
 
-async def test_request_that_no_site_can_take_is_tried_again_and_then_fails(stage: Stage) -> None:
-    await stage.site(CLOUD_SITE, "big", context_tokens=10)
-    await stage.site("paris", context_tokens=10)
-    stage.cloud(ScriptedEngine("big", Script(outline("one"))), max_deliveries=2)
+async def test_sketch_whose_segments_no_site_can_take_is_followed_by_a_direct_answer(stage: Stage) -> None:
+    await stage.site(CLOUD_SITE, "big", context_tokens=200)
+    await stage.site("paris", context_tokens=200)
+    stage.cloud(ScriptedEngine("big", Script(outline("one", words=300)), Script("The moon.")))
     await stage.submit(FORCED)
-    failure = await stage.failure()
-    assert (failure.code, failure.retriable) == ("edge_unavailable", True)
-    assert (await stage.record()).attempt == 2
-    assert stage.transport.num_messages(SEGMENTS) == 0
+    answer = await stage.answer()
+    assert (answer.text, answer.mode, answer.attempt) == ("The moon.", "cloud", 1)
+    assert "no site can take the segment" in answer.plan.reason
+
+
+async def test_request_too_large_for_its_own_segments_is_answered_at_the_cloud(stage: Stage) -> None:
+    await paris(stage)
+    request = a_request(question="why " * 200, mode="progressive")
+    stage.transport._max_bytes = len(encode(request)) + 8
+    stage.cloud(ScriptedEngine("big", Script(outline("one")), Script("The moon.")))
+    await stage.submit(request)
+    assert (await stage.answer()).text == "The moon."
+
+
+@pytest.mark.parametrize("max_tokens", [12, 1024], ids=["by-its-limit", "running-away"])
+async def test_answer_from_a_sketch_that_was_cut_says_so(stage: Stage, max_tokens: int) -> None:
+    site = await paris(stage)
+    stage.plan = PlanPolicy(assumed_answer_words=10)
+    text = outline(*(f"point {number} of the tides" for number in range(80)), words=1)
+    stage.cloud(ScriptedEngine("big", Script(text)), max_points=100)
+    stage.collector()
+    await stage.submit(Request("r", FORCED.messages, Sampling(max_tokens=max_tokens), mode="progressive"))
+    while (record := await stage.store.record("r")) and record.num_segments is None:
+        segment = await site.receive()
+        await site.send(segment, "The tide.", num_output_tokens=1)
+    assert record is not None
+    assert record.sketch_cut
 
 
 async def test_more_requests_than_may_run_wait_in_the_queue(stage: Stage) -> None:

@@ -60,8 +60,9 @@ CLOUD = site(CLOUD_SITE, "big", curve=SLOW)
         ([site(CLOUD_SITE, "big"), site("paris", curve=SLOW)], "cloud", "not predicted to be faster"),
         ([site(CLOUD_SITE, "big", num_outstanding=8), site("paris", curve=SLOW)], "progressive", "saturated"),
         ([CLOUD, replace(site("paris"), draining=True)], "cloud", "no edge site is up"),
+        ([CLOUD, site("paris", context=180)], "cloud", "fits no edge model's context"),
     ],
-    ids=["none", "cloud-alone", "edge-alone", "slow-cloud", "slow-edge", "saturated", "draining"],
+    ids=["none", "cloud-alone", "edge-alone", "slow-cloud", "slow-edge", "saturated", "draining", "too-long"],
 )
 def test_mode_follows_from_the_sites(sites: list[SiteState], mode: Mode, reason: str) -> None:
     plan = planner(*sites).decide(REQUEST, 20)
@@ -75,9 +76,18 @@ def test_request_that_asks_for_a_mode_gets_it(mode: Mode) -> None:
     assert (plan.mode, plan.reason) == (mode, "asked for by the request")
 
 
-def test_stop_strings_are_left_to_the_cloud() -> None:
-    request = replace(REQUEST, sampling=Sampling(stop=("END",)))
-    assert planner(CLOUD, site("paris")).decide(request, 20).mode == "cloud"
+@pytest.mark.parametrize(("asked", "got"), [(None, "cloud"), ("progressive", "cloud"), ("edge", "edge")])
+def test_stop_strings_are_left_to_whoever_writes_the_whole_answer(asked: Mode | None, got: Mode) -> None:
+    request = replace(REQUEST, sampling=Sampling(stop=("END",)), mode=asked)
+    assert planner(CLOUD, site("paris")).decide(request, 20).mode == got
+
+
+def test_placement_that_was_not_carried_out_leaves_no_load() -> None:
+    made = planner(CLOUD, site("paris"), site("rome"))
+    first = made.place(segment(), 1.0)
+    assert first is not None
+    made.withdraw(segment(), first)
+    assert _site(made, now_s=2.0) == first.site
 
 
 def test_expected_length_is_the_median_of_what_was_seen_and_within_the_limit() -> None:
