@@ -32,7 +32,6 @@ from pice.sketch.prompts import PromptSet
 from pice.sketch.segments import SegmentBuilder, expected_tokens, merge_points, token_budget
 from pice.store.base import Store
 
-
 _NUM_SEEDS = 2**32 - 1
 """llama.cpp takes the last 32-bit number for "any seed"."""
 
