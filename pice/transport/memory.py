@@ -108,6 +108,7 @@ class MemorySubscription:
             self._group.put_back(delivery)
         self._outstanding.clear()
         self.wake()
+        self._group.wake_for_ready()
 
     def wake(self) -> bool:
         """Ends a wait for something to receive; False if there was none."""
@@ -116,15 +117,15 @@ class MemorySubscription:
         self._waiter.set_result(None)
         return True
 
-    def reads(self, partition: int) -> bool:
-        return self._partition is None or self._partition == partition
+    def can_take(self, partition: int) -> bool:
+        return self._partition in (None, partition) and len(self._outstanding) < self._prefetch
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
         except asyncio.CancelledError:
-            self._group.wake_another(self)
+            self._group.wake_for_ready()
             raise
         finally:
             self._waiter = None
@@ -179,16 +180,16 @@ class _Group:
             return queue.popleft() if queue else None
         return next((queue.popleft() for queue in self._ready.values() if queue), None)
 
-    def wake_another(self, leaving: MemorySubscription) -> None:
-        """A member that was woken goes away without taking: what woke it must not be left lying."""
-        for member in self.members:
-            if member is not leaving and member.wake():
-                return
+    def wake_for_ready(self) -> None:
+        """A member that was perhaps woken goes away without taking: what woke it must not be left lying."""
+        for partition, queue in self._ready.items():
+            if queue:
+                self._wake_one(partition)
 
     def _queue(self, partition: int) -> deque[Delivery]:
         return self._ready.setdefault(partition, deque())
 
     def _wake_one(self, partition: int) -> None:
         for member in self.members:
-            if member.reads(partition) and member.wake():
+            if member.can_take(partition) and member.wake():
                 return

@@ -119,6 +119,19 @@ async def test_prefetch_bounds_what_is_outstanding(transport: Transport) -> None
     assert [delivery.payload for delivery in await receive(subscription, 1)] == [b"c"]
 
 
+async def test_delivery_that_a_full_member_cannot_take_goes_to_an_idle_one(transport: Transport) -> None:
+    full = await transport.subscribe(TOPIC, group="g", prefetch=1)
+    await publish(transport, b"a")
+    await receive(full, 1)
+    idle = await transport.subscribe(TOPIC, group="g")
+    waiting = [asyncio.ensure_future(member.receive()) for member in (full, idle)]
+    await asyncio.sleep(0)
+    await publish(transport, b"b")
+    async with asyncio.timeout(5):
+        assert (await waiting[1]).payload == b"b"
+    waiting[0].cancel()
+
+
 async def test_acknowledging_twice_changes_nothing(transport: Transport) -> None:
     await publish(transport, b"a", b"b")
     subscription = await transport.subscribe(TOPIC, group="g", prefetch=1)
@@ -138,6 +151,26 @@ async def test_cancelled_receive_loses_nothing(transport: Transport) -> None:
     leaving.cancel()
     async with asyncio.timeout(5):
         assert (await staying).payload == b"a"
+
+
+@pytest.mark.parametrize("leaves_by", ["cancelling", "closing"])
+async def test_delivery_that_woke_a_leaving_member_goes_to_one_that_can_take_it(
+    transport: Transport, leaves_by: str
+) -> None:
+    leaver = await transport.subscribe(TOPIC, group="g")
+    elsewhere = await transport.subscribe(TOPIC, group="g", partition=1)
+    stayer = await transport.subscribe(TOPIC, group="g")
+    leaving, waiting, staying = (asyncio.ensure_future(member.receive()) for member in (leaver, elsewhere, stayer))
+    await asyncio.sleep(0)
+    await publish(transport, b"a", partition=0)
+    if leaves_by == "closing":
+        await leaver.close()
+    else:
+        leaving.cancel()
+    async with asyncio.timeout(5):
+        assert (await staying).payload == b"a"
+    waiting.cancel()
+    await asyncio.gather(leaving, waiting, return_exceptions=True)
 
 
 async def test_closed_subscription_ends_a_waiting_receive(transport: Transport) -> None:
