@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.containers import Lines
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -13,8 +14,9 @@ from pice.core import Answer, Event, Plan
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TILE_WIDTH = 38
-TILE_LINES = 3
-OUTLINE_LINES = 8
+LAYOUTS = ((3, 8), (3, 4), (2, 4), (1, 4), (1, 2), (0, 4), (0, 2), (0, 1), (0, 0))
+"""Lines of text shown of each segment (0: its title alone), and of the sketch and of the answer. The first that fits
+the terminal is taken."""
 
 
 def printable(text: str) -> str:
@@ -66,16 +68,24 @@ class Tile:
     def text(self) -> str:
         return self.texts.get((self.site, self.model), "")
 
-    def panel(self, number: int, console: Console, width: int) -> Panel:
+    def shown(self, number: int, console: Console, width: int, num_lines: int) -> Panel | Text:
+        """The last `num_lines` of its text in a frame; 0 leaves one line that names it and says how far it is."""
         chosen = self.confidence is not None
         state = f"confidence {self.confidence:.2f}" if chosen else "writing" if self.text else "waiting"
+        style = "green" if chosen else "dim"
+        title = printable(" · ".join(filter(None, (str(number), self.site, self.model))))
+        if not num_lines:
+            line = Text(f"{title} · {state}", style=style)
+            line.truncate(max(1, width - 1), overflow="ellipsis")
+            line.pad_right(1)
+            return line
         return Panel(
-            _tail(self.text, console, width - 4, TILE_LINES),
-            title=Text(printable(" · ".join(filter(None, (str(number), self.site, self.model))))),
+            _block(_wrapped(self.text, console, width - 4), num_lines),
+            title=Text(title),
             subtitle=state,
-            border_style="green" if chosen else "dim",
+            border_style=style,
             width=width,
-            height=TILE_LINES + 2,
+            height=num_lines + 2,
         )
 
 
@@ -124,27 +134,49 @@ class Screen:
             tile.site, tile.model = writer
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Group(*self._parts(console, options.max_width))
+        yield Group(*self._parts(console, options.max_width, options.max_height))
 
-    def _parts(self, console: Console, width: int) -> Iterator[RenderableType]:
-        yield Text(printable(plan_line(self.plan)) if self.plan else "planning", style="bold")
-        if self.sketch:
-            yield Panel(_tail(self.sketch, console, width - 4, OUTLINE_LINES), title="sketch", title_align="left")
+    def _parts(self, console: Console, width: int, height: int) -> Iterator[RenderableType]:
+        """What to draw, in at most `height` lines if every segment can have one of them."""
+        plan = _wrapped(plan_line(self.plan) if self.plan else "planning", console, width)
+        head = Lines(plan[: max(1, height // 4)])
+        sketch = _wrapped(self.sketch, console, width - 4) if self.sketch else Lines()
+        answer = _wrapped(self.answer, console, width) if self.answer else Lines()
+        room = max(1, height - len(head))
+        columns, tile_lines, text_lines = self._layout(width, room, len(sketch), len(answer))
+        yield _block(head, len(head), style="bold")
+        if sketch and text_lines:
+            yield Panel(_block(sketch, text_lines), title="sketch", title_align="left")
         if self.tiles:
-            yield self._grid(console, width)
-        if self.answer:
-            yield _tail(self.answer, console, width, OUTLINE_LINES)
+            yield self._grid(console, width, columns, tile_lines)
+        if answer:
+            yield _block(answer, max(1, text_lines))
 
-    def _grid(self, console: Console, width: int) -> Table:
+    def _layout(self, width: int, room: int, num_sketch: int, num_answer: int) -> tuple[int, int, int]:
+        """How many segments stand side by side, and the first of `LAYOUTS` for which `room` lines are enough."""
         columns = max(1, min(len(self.tiles), width // TILE_WIDTH))
-        panels = [tile.panel(index + 1, console, width // columns) for index, tile in sorted(self.tiles.items())]
+        rows = -(-len(self.tiles) // columns)
+        for tile_lines, text_lines in LAYOUTS:
+            framed = min(num_sketch, text_lines) + 2 if num_sketch and text_lines else 0
+            tiles = rows * (tile_lines + 2 if tile_lines else 1)
+            if framed + tiles + min(num_answer, max(1, text_lines)) <= room:
+                return columns, tile_lines, text_lines
+        room_of_tiles = max(1, room - min(num_answer, 1))
+        return max(columns, -(-len(self.tiles) // room_of_tiles)), 0, 0
+
+    def _grid(self, console: Console, width: int, columns: int, num_lines: int) -> Table:
+        each = max(1, width // columns)
+        shown = [tile.shown(index + 1, console, each, num_lines) for index, tile in sorted(self.tiles.items())]
         grid = Table.grid()
-        for start in range(0, len(panels), columns):
-            grid.add_row(*panels[start : start + columns])
+        for start in range(0, len(shown), columns):
+            grid.add_row(*shown[start : start + columns])
         return grid
 
 
-def _tail(text: str, console: Console, width: int, num_lines: int) -> Text:
-    """The last lines of `text` as they wrap at `width`."""
-    lines = Text(printable(text).rstrip()).wrap(console, max(width, 1))
-    return Text("\n").join(lines[-num_lines:])
+def _wrapped(text: str, console: Console, width: int) -> Lines:
+    return Text(printable(text).rstrip()).wrap(console, max(width, 1))
+
+
+def _block(lines: Lines, most: int, style: str = "") -> Text:
+    """The last of the lines."""
+    return Text("\n", style=style).join(lines[-most:])

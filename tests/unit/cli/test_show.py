@@ -1,5 +1,6 @@
 """What the terminal shows of recorded events."""
 
+import re
 from dataclasses import replace
 from io import StringIO
 
@@ -22,11 +23,11 @@ EVENTS = [
 ]
 
 
-def drawn(*events: Event, width: int = 100) -> str:
+def drawn(*events: Event, width: int = 100, height: int = 40) -> str:
     screen = Screen()
     for event in events:
         screen.feed(event)
-    console = Console(file=StringIO(), width=width, force_terminal=False, legacy_windows=False)
+    console = Console(file=StringIO(), width=width, height=height, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
         console.print(screen)
     return capture.get()
@@ -52,6 +53,47 @@ def test_segments_stand_side_by_side_where_there_is_room(width: int, beside: boo
     lines = drawn(*EVENTS, width=width).splitlines()
     assert any("1 · lyon" in line and "2 · oslo" in line for line in lines) is beside
     assert max(map(len, lines)) <= width
+
+
+def segments(num: int) -> list[Event]:
+    """A sketch of so many points, and a segment of some lines for each."""
+    events = [EVENTS[0]]
+    for index in range(num):
+        points = (Point(index, "Food", 40),)
+        events += [
+            Event("r", "sketch_text", 0.4, 1, text=f"{index + 1}. Food (40 words)\n"),
+            Event("r", "segment_released", 0.5, 1, index, points=points),
+            Event("r", "segment_text", 1.2, 1, index, text="word " * 60, site="lyon", model="llama"),
+        ]
+    return events
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "num"),
+    [(80, 24, 6), (80, 24, 24), (30, 12, 6), (30, 12, 24), (200, 50, 12), (80, 5, 6), (24, 80, 3)],
+    ids=lambda value: str(value),
+)
+def test_every_segment_is_named_on_a_terminal_of_any_size(width: int, height: int, num: int) -> None:
+    lines = drawn(*segments(num), width=width, height=height).splitlines()
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    named = {int(number) for line in lines for number in re.findall(r"(?:^| )(\d+) ·", line)}
+    assert named >= set(range(1, num + 1))
+
+
+def test_answer_and_sketch_keep_a_line_beside_segments_where_they_can() -> None:
+    answer = Event("r", "answer_text", 2.0, 1, text="It is so. " * 40 + "Really.")
+    lines = drawn(*segments(6), answer, width=80, height=16).splitlines()
+    assert len(lines) <= 16
+    assert "6. Food" in "".join(lines)
+    assert lines[-1].rstrip().endswith("Really.")
+
+
+def test_text_of_segments_is_shown_as_far_as_there_is_room() -> None:
+    counts = [drawn(*segments(6), width=80, height=height).count("word word") for height in (12, 20, 24, 60)]
+    assert counts[0] == 0
+    assert counts == sorted(counts)
+    assert counts[1] > 0
 
 
 def test_later_attempt_voids_what_was_shown() -> None:
