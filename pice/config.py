@@ -16,7 +16,7 @@ import orjson
 from pydantic import SecretStr, ValidationError
 
 from pice.errors import ConfigError
-from pice.setting_faults import Key, describe_fault
+from pice.setting_faults import Key, describe_fault, is_echo
 from pice.settings import OpenAISettings, Settings
 from pice.sketch.prompts import load_prompts
 
@@ -59,16 +59,17 @@ def load(path: Path | None, overrides: Sequence[str] = (), environ: Mapping[str,
     origins: dict[Key, str] = {}
     for key, value, origin in _entries(path, overrides, environ, tree):
         _put(tree, key, value)
-        origins.pop(key, None)
+        for known in [known for known in origins if known == key or (value == {} and known[: len(key)] == key)]:
+            del origins[known]
         origins[key] = origin
     if not tree.get("engines"):
         raise ConfigError(f"{path}: {NO_ENGINES}" if path else NO_ENGINES)
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
-        faults = [describe_fault(fault, tree) for fault in error.errors(include_url=False)]
+        faults = [describe_fault(fault, tree) for fault in error.errors(include_url=False) if not is_echo(fault)]
         raise _refusal(faults, origins, path) from None
-    if faults := list(_contradictions(settings)):
+    if faults := list(_contradictions(settings, origins)):
         raise _refusal(faults, origins, path)
     return Loaded(_with_keys(settings), origins)
 
@@ -86,7 +87,7 @@ def _entries(
     for text in overrides:
         _refuse_bytes(text, f"--set {text!a}")
         key, value = _override(text)
-        yield from ((key + rest, leaf, f"--set {'.'.join(key)}") for rest, leaf in _leaves(value))
+        yield from ((leaf_key, leaf, f"--set {'.'.join(key)}") for leaf_key, leaf in _leaves(value, key))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -104,8 +105,14 @@ def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
             for name in names:
                 given = table.get(name)
                 if isinstance(given, str) and (name != "prompts" or given.endswith(".toml")):
-                    table[name] = str(folder / Path(given).expanduser())
+                    table[name] = str(_plain(folder / Path(given).expanduser()))
     return tree
+
+
+def _plain(path: Path) -> Path:
+    """The path without `..`, unless that would be another file: `..` after a link leads elsewhere."""
+    plain = Path(os.path.normpath(path))
+    return plain if plain.resolve() == path.resolve() else path
 
 
 def _tables(section: Any, *, nested: bool) -> list[dict[str, Any]]:
@@ -165,7 +172,7 @@ def _parsed(text: str) -> Any:
     return document["value"] if len(document) == 1 else text
 
 
-def _contradictions(settings: Settings) -> Iterator[tuple[Key, str]]:
+def _contradictions(settings: Settings, origins: Mapping[Key, str]) -> Iterator[tuple[Key, str]]:
     known = ", ".join(sorted(settings.engines))
     if settings.cloud.engine not in settings.engines:
         yield ("cloud", "engine"), f"must name one of the engines ({known}), got {settings.cloud.engine!r}"
@@ -180,8 +187,22 @@ def _contradictions(settings: Settings) -> Iterator[tuple[Key, str]]:
         yield from ((key, f"must be different models, got {model!r} twice") for model in twice)
     planner, limits = settings.planner, settings.limits
     if planner.hedge_min_s >= limits.request_timeout_s:
-        wanted = f"must be below limits.request_timeout_s ({limits.request_timeout_s:g}), got {planner.hedge_min_s:g}"
-        yield ("planner", "hedge_min_s"), wanted
+        below, above = ("planner", "hedge_min_s"), ("limits", "request_timeout_s")
+        if _set_at(above, origins) > _set_at(below, origins):
+            yield (
+                above,
+                f"must be above planner.hedge_min_s ({planner.hedge_min_s:g}), got {limits.request_timeout_s:g}",
+            )
+        else:
+            yield (
+                below,
+                f"must be below limits.request_timeout_s ({limits.request_timeout_s:g}), got {planner.hedge_min_s:g}",
+            )
+
+
+def _set_at(key: Key, origins: Mapping[Key, str]) -> int:
+    """When the key, or a table around it, was last set; -1 if it is a default."""
+    return max((place for place, known in enumerate(origins) if key[: len(known)] == known), default=-1)
 
 
 def _prompt_fault(key: Key, name_or_path: str) -> Iterator[tuple[Key, str]]:

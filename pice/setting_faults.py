@@ -52,6 +52,11 @@ def describe_fault(fault: ErrorDetails, tree: Mapping[str, Any]) -> tuple[Key, s
     return key, _words(fault, key, tree)
 
 
+def is_echo(fault: ErrorDetails) -> bool:
+    """Whether it only follows from others: pydantic counts no wrong item, and then finds the list too short."""
+    return fault["type"] == "too_short" and len(fault["input"]) >= fault["ctx"]["min_length"]
+
+
 def _words(fault: ErrorDetails, key: Key, tree: Mapping[str, Any]) -> str:
     context = fault.get("ctx", {})
     match fault["type"]:

@@ -91,6 +91,27 @@ def test_override_may_name_a_whole_table_and_keeps_what_it_does_not_name(tmp_pat
     assert engine.curve.curve() == Curve((1,), (0.5,), 0.0, 0.25)
 
 
+def test_override_with_an_empty_table_empties_it(tmp_path: Path) -> None:
+    loaded = load(written(tmp_path, SMALL), ["sites={}"], {})
+    assert loaded.settings.sites == {}
+    assert "sites = {}  # --set sites" in loaded.lines()
+    assert not [key for key in loaded.origins if key[:2] == ("sites", "lyon")]
+    again = load_settings(tmp_path / "x.toml", ["sites={}", "sites.paris.engines=['big']"], {})
+    assert set(again.sites) == {"paris"}
+
+
+def test_of_two_settings_that_do_not_fit_the_one_set_last_is_blamed(tmp_path: Path) -> None:
+    text = SMALL + "[planner]\nhedge_min_s = 4\n[limits]\nrequest_timeout_s = 5\n"
+    assert refusal(tmp_path, text, "limits.request_timeout_s=3") == [
+        "--set limits.request_timeout_s: limits.request_timeout_s must be above planner.hedge_min_s (4), got 3"
+    ]
+    assert refusal(
+        tmp_path, text, "planner.hedge_min_s=6", environ={"PICE_LIMITS": "x", "PICE_LIMITS__DRAIN_S": "3"}
+    ) == ["--set planner.hedge_min_s: planner.hedge_min_s must be below limits.request_timeout_s (5), got 6"]
+    (line,) = refusal(tmp_path, text.replace("_s = 5", "_s = 4"))
+    assert line.startswith("x.toml: limits.request_timeout_s must be above planner.hedge_min_s (4), got 4")
+
+
 def test_override_with_a_line_break_cannot_smuggle_in_another_key(tmp_path: Path) -> None:
     engine = load_settings(written(tmp_path, SMALL), ["engines.big.model='a'\nb=2"], {}).engines["big"]
     assert engine.model == "'a'\nb=2"
@@ -135,6 +156,17 @@ def test_path_in_a_file_starts_from_the_files_folder(tmp_path: Path) -> None:
     assert engine.model == "small"
 
 
+def test_path_in_a_file_is_shown_without_the_way_back_unless_a_link_is_on_it(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "away" / "config").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "away" / "config")
+    for folder, path in (("config", "models/small.gguf"), ("linked", "linked/../models/small.gguf")):
+        text = SMALL.replace("small.gguf", "../models/small.gguf")
+        engine = load_settings(written(tmp_path / folder, text), environ={}).engines["small"]
+        assert isinstance(engine, LlamaCppSettings)
+        assert str(engine.path) == f"{tmp_path}/{path}"
+
+
 def test_prompt_set_in_a_file_starts_from_the_files_folder(tmp_path: Path) -> None:
     for name in ("default.toml", "default.gbnf"):
         (tmp_path / name).write_bytes(files("pice.sketch").joinpath("prompts", name).read_bytes())
@@ -163,6 +195,11 @@ FAULTS = [
     ("sites.lyon.engines=small", "sites.lyon.engines must be a list, got 'small'"),
     ("sites.lyon.engines=[]", "sites.lyon.engines must be a list of at least 1, got []"),
     ("sites.lyon=3", "sites.lyon must be a table, got 3"),
+    ("cloud={}", "cloud.engine is missing"),
+    ("limits.request_timeout_s=0.01", "limits.request_timeout_s must be above planner.hedge_min_s (2), got 0.01"),
+    ("engines.big.curve={batch=[1], step_s=[nan]}", "engines.big.curve.step_s.0 must be a finite number, got nan"),
+    ("engines.big.curve.batch=[1.5]", "engines.big.curve.batch.0 must be a whole number, got 1.5"),
+    ("engines.big.curve.batch=[]", "engines.big.curve.batch must be a list of at least 1, got []"),
     (
         "sites.Paris.engines=['big']",
         "sites.Paris is no name: names are made of a-z, 0-9 and '-', at most 40 characters",
