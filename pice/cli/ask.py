@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pice.app import Pipeline
 from pice.batch.body import NUM_SEEDS
-from pice.cli.options import ConfigOption, JsonOption, MaxTokensOption, QuestionArgument, SetOption, SystemOption
+from pice.cli.options import ConfigOption, MaxTokensOption, QuestionArgument, SetOption, SystemOption
 from pice.cli.session import FAILED, OK, messages, report, with_pipeline
 from pice.cli.show import Screen, figures, printable
 from pice.config import load_settings
@@ -37,7 +37,7 @@ def ask(
     max_tokens: MaxTokensOption = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=NUM_SEEDS - 1, help="Makes sampling repeat.")] = None,
-    as_json: JsonOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")] = False,
 ) -> None:
     """Ask one question.
 

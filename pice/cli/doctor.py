@@ -11,18 +11,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Annotated
 
 import orjson
 import typer
 
 from pice.app import Shutdown, make_engine, run
-from pice.cli.options import ConfigOption, JsonOption, SetOption
+from pice.cli.options import ConfigOption, SetOption
 from pice.cli.session import FAILED, OK
 from pice.config import load_settings
 from pice.errors import PiceError
 from pice.settings import EngineSettings, LlamaCppSettings, Settings
 
-EXTRAS = ("", "llama", "cluster", "vllm")
+EXTRAS = ("", "llama")
+"""What of the package's requirements something here imports; engines behind a server need nothing of their own."""
 LEAST_PYTHON = (3, 11)
 
 
@@ -41,7 +43,11 @@ class Check:
         return f"{state:<8} {self.name}: {self.detail}" + (f"; {self.remedy}" if self.remedy else "")
 
 
-def doctor(config: ConfigOption = None, override: SetOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    config: ConfigOption = None,
+    override: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+) -> None:
     """Look at this machine, and with --config really load each model of that configuration."""
     settings = load_settings(config, override or ()) if config or override else None
     checks = [*machine_checks(), *package_checks(settings), *folder_checks()]

@@ -15,7 +15,6 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Overrides one setting, as in planner.margin=0.2; may be repeated."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")]
 QuestionArgument = Annotated[str, typer.Argument(help="The question, or - to read it from standard input.")]
 SystemOption = Annotated[str, typer.Option("--system", metavar="TEXT", help="A system message to go before it.")]
 MaxTokensOption = Annotated[

@@ -1,10 +1,12 @@
 """`pice plan`: what would be decided for a question, without answering it."""
 
+from typing import Annotated
+
 import orjson
 import typer
 
 from pice.app import Pipeline
-from pice.cli.options import ConfigOption, JsonOption, MaxTokensOption, QuestionArgument, SetOption, SystemOption
+from pice.cli.options import ConfigOption, MaxTokensOption, QuestionArgument, SetOption, SystemOption
 from pice.cli.session import OK, messages, with_pipeline
 from pice.cli.show import plan_line
 from pice.config import load_settings
@@ -17,7 +19,7 @@ def plan(
     override: SetOption = None,
     system: SystemOption = "",
     max_tokens: MaxTokensOption = None,
-    as_json: JsonOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
 ) -> None:
     """Show how a question would be answered, and the times that decide it."""
     conversation = messages(question, system)

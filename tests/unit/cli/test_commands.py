@@ -36,6 +36,11 @@ def test_help_lists_the_commands_and_the_exit_codes(pice: Run) -> None:
     assert all(code in shown for code in ("0 done", "1 the request failed", "2 wrong usage", "130 interrupted"))
 
 
+@pytest.mark.parametrize(("command", "what"), [("ask", "whole record"), ("plan", "decision"), ("doctor", "checks")])
+def test_help_says_what_is_printed_as_json(pice: Run, command: str, what: str) -> None:
+    assert f"Print the {what} as JSON." in " ".join(pice(command, "--help").out.split())
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -128,11 +133,13 @@ def test_missing_package_is_needed_only_where_the_configuration_uses_it(
     assert missing.line().startswith("MISSING" if used else "absent")
 
 
-def test_package_check_leaves_out_what_only_developers_need() -> None:
+def test_package_check_leaves_out_what_nothing_here_uses() -> None:
     assert not {check.name.partition(" ")[0] for check in doctor.package_checks(None)} & {
         "pytest",
         "ruff",
         "matplotlib",
+        "aiokafka",
+        "redis",
     }
 
 
