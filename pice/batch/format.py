@@ -53,35 +53,45 @@ class Written:
     answered: bool
 
 
-def parse_line(raw: bytes, line_number: int) -> BatchItem:
-    """The request on this line.
+@dataclass(frozen=True, slots=True)
+class InputLine:
+    """A line of the input, known by its key but not yet checked. `content` is its JSON, or says why it has none."""
 
-    Raises:
-        InputError: says the line, the field, what was expected and what came.
-        UnsupportedParameter: PICE cannot do what `param` asks for.
-    """
+    number: int
+    key: Key
+    content: dict[str, Any] | InputError
+
+    def item(self) -> BatchItem:
+        """The request on this line.
+
+        Raises:
+            InputError: says the line, the field, what was expected and what came.
+            UnsupportedParameter: PICE cannot do what `param` asks for.
+        """
+        if isinstance(self.content, InputError):
+            raise self.content
+        try:
+            line = _Line.model_validate(self.content)
+        except ValidationError as error:
+            raise _refusal(error.errors(include_url=False)[0], f"line {self.number}") from None
+        body = line.body
+        messages = tuple(turn.message() for turn in body.messages)
+        return BatchItem(
+            line.custom_id, self.number, body.model, messages, body.sampling(), body.pice.mode, body.pice.timeout_s
+        )
+
+
+def read_line(raw: bytes, number: int) -> InputLine:
+    """The line as it came, valid or not."""
     if len(raw) > MAX_LINE_BYTES:
-        raise InputError(f"line {line_number}: must be at most {MAX_LINE_BYTES} bytes long, got more")
+        fault = f"line {number}: must be at most {MAX_LINE_BYTES} bytes long, got more"
+        return InputLine(number, number, InputError(fault))
     try:
-        line = _Line.model_validate(_object(raw))
-    except ValidationError as error:
-        raise _refusal(error.errors(include_url=False)[0], f"line {line_number}") from None
+        content = _object(raw)
     except ValueError as error:
-        raise InputError(f"line {line_number}: must be one JSON object in UTF-8: {error}") from None
-    body = line.body
-    messages = tuple(turn.message() for turn in body.messages)
-    return BatchItem(
-        line.custom_id, line_number, body.model, messages, body.sampling(), body.pice.mode, body.pice.timeout_s
-    )
-
-
-def key_of(raw: bytes, line_number: int) -> Key:
-    """The key of an input line, valid or not."""
-    try:
-        custom_id = _object(raw).get("custom_id")
-    except ValueError:
-        return line_number
-    return custom_id if isinstance(custom_id, str) and custom_id else line_number
+        return InputLine(number, number, InputError(f"line {number}: must be one JSON object in UTF-8: {error}"))
+    custom_id = content.get("custom_id")
+    return InputLine(number, custom_id if isinstance(custom_id, str) and custom_id else number, content)
 
 
 def success_line(item: BatchItem, answer: Answer, *, created: int) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from pice.batch.files import BatchFiles
-from pice.batch.format import BatchItem, Key, failure_line, key_of, parse_line, request_id_of, success_line
+from pice.batch.format import BatchItem, InputLine, Key, failure_line, read_line, request_id_of, success_line
 from pice.batch.progress import Progress
 from pice.batch.source import Survey, read_lines
 from pice.core import Answer, Request
@@ -99,20 +99,20 @@ class _Batch:
         return self._progress
 
     async def _work(self) -> None:
-        while not self._stop.is_set() and (line := next(self._lines, None)):
-            number, raw = line
-            key = key_of(raw, number)
-            if key in self._files:
+        while not self._stop.is_set() and (found := next(self._lines, None)):
+            number, raw = found
+            line = read_line(raw, number)
+            if line.key in self._files:
                 await asyncio.sleep(0)
             else:
-                await self._finish(key, raw, number)
+                await self._finish(line)
                 await self._sync()
 
-    async def _finish(self, key: Key, raw: bytes, number: int) -> None:
+    async def _finish(self, line: InputLine) -> None:
         try:
-            item = parse_line(raw, number)
+            item = line.item()
         except InputError as error:
-            self._write_failure(key, error, request_id_of(self._run_id, key))
+            self._write_failure(line.key, error, request_id_of(self._run_id, line.key))
             await asyncio.sleep(0)
         else:
             await self._settle(item)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pice.batch.format import MAX_LINE_BYTES, Key, key_of, parse_line
+from pice.batch.format import MAX_LINE_BYTES, InputLine, Key, read_line
 from pice.errors import InputError
 
 
@@ -26,7 +26,7 @@ class Survey:
 def read_lines(path: Path) -> Generator[tuple[int, bytes], None, None]:
     """Number (from 1) and bytes of each line that is not blank.
 
-    A line longer than `MAX_LINE_BYTES` is cut one byte beyond it, which `parse_line` refuses: no line, however
+    A line longer than `MAX_LINE_BYTES` is cut one byte beyond it, which `read_line` finds too long: no line, however
     long, is held in memory.
     """
     with path.open("rb") as file:
@@ -51,8 +51,9 @@ def survey(path: Path) -> Survey:
     num_invalid, first_fault = 0, ""
     try:
         for number, raw in read_lines(path):
-            _note(numbers, key_of(raw, number), number)
-            if fault := _fault(raw, number):
+            line = read_line(raw, number)
+            _note(numbers, line)
+            if fault := _fault(line):
                 num_invalid, first_fault = num_invalid + 1, first_fault or fault
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; expected a file of batch lines") from error
@@ -78,14 +79,16 @@ def spooled(stream: BinaryIO) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def _note(numbers: dict[Key, int], key: Key, number: int) -> None:
-    if (first := numbers.setdefault(key, number)) != number:
-        raise InputError(f"lines {first} and {number} have the same custom_id {key!r}: each must have its own")
+def _note(numbers: dict[Key, int], line: InputLine) -> None:
+    if (first := numbers.setdefault(line.key, line.number)) != line.number:
+        raise InputError(
+            f"lines {first} and {line.number} have the same custom_id {line.key!r}: each must have its own"
+        )
 
 
-def _fault(raw: bytes, number: int) -> str:
+def _fault(line: InputLine) -> str:
     try:
-        parse_line(raw, number)
+        line.item()
     except InputError as error:
         return str(error)
     return ""

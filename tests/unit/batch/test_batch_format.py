@@ -12,9 +12,8 @@ from pice.batch.format import (
     BatchItem,
     Written,
     failure_line,
-    key_of,
-    parse_line,
     read_back,
+    read_line,
     request_id_of,
     success_line,
 )
@@ -79,7 +78,7 @@ def test_line_becomes_a_request_with_every_parameter() -> None:
         "stop": ["x", "y"],
         "pice": {"mode": "edge", "timeout_s": 3},
     }
-    request = parse_line(line(body), 1).request("req_1", timeout_s=60.0)
+    request = read_line(line(body), 1).item().request("req_1", timeout_s=60.0)
     assert request.messages == (
         Message("system", "Be brief."),
         Message("user", "One\ntwo"),
@@ -91,7 +90,7 @@ def test_line_becomes_a_request_with_every_parameter() -> None:
 
 
 def test_line_that_says_little_gets_the_defaults() -> None:
-    item = parse_line(line({"temperature": None, "stop": None, "pice": None}), 4)
+    item = read_line(line({"temperature": None, "stop": None, "pice": None}), 4).item()
     assert item == BatchItem("a", 4, "m", (Message("user", ASK["content"]),), Sampling())
     request = item.request("req_1", timeout_s=60.0)
     assert (request.timeout_s, request.mode) == (60.0, None)
@@ -113,7 +112,7 @@ def test_line_that_says_little_gets_the_defaults() -> None:
     ],
 )
 def test_parameter_is_mapped_or_accepted(body: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert parse_line(line(body), 1).sampling == Sampling(**expected)
+    assert read_line(line(body), 1).item().sampling == Sampling(**expected)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +139,14 @@ def test_parameter_is_mapped_or_accepted(body: dict[str, Any], expected: dict[st
 )
 def test_parameter_that_cannot_be_honoured_is_refused_by_name(body: dict[str, Any], param: str) -> None:
     with pytest.raises(UnsupportedParameter, match=r"^line 9: body\.") as caught:
-        parse_line(line(body), 9)
+        read_line(line(body), 9).item()
     assert caught.value.param == param
     assert param in str(caught.value)
 
 
 def test_refused_part_is_told_what_a_part_looks_like() -> None:
     with pytest.raises(UnsupportedParameter, match=re.escape('parts like {"type": "text", "text": "..."}, got image')):
-        parse_line(line({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), 9)
+        read_line(line({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), 9).item()
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def test_refused_part_is_told_what_a_part_looks_like() -> None:
 )
 def test_malformed_line_is_refused_with_its_number(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        parse_line(line(**changes), 9)
+        read_line(line(**changes), 9).item()
     assert str(caught.value).startswith(f"line 9: {message}")
 
 
@@ -194,7 +193,7 @@ def test_malformed_line_is_refused_with_its_number(changes: dict[str, Any], mess
 )
 def test_value_out_of_range_is_refused_with_what_was_expected(body: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        parse_line(line(body), 9)
+        read_line(line(body), 9).item()
     assert str(caught.value).startswith(f"line 9: body.{message}")
     assert caught.value.code == "invalid_request"
 
@@ -206,13 +205,13 @@ def test_value_out_of_range_is_refused_with_what_was_expected(body: dict[str, An
 )
 def test_line_that_is_no_object_is_refused_and_known_by_its_number(raw: bytes) -> None:
     with pytest.raises(InputError, match=r"^line 3: must be "):
-        parse_line(raw, 3)
-    assert key_of(raw, 3) == 3
+        read_line(raw, 3).item()
+    assert read_line(raw, 3).key == 3
 
 
 def test_shown_value_is_cut_so_that_a_message_stays_short() -> None:
     with pytest.raises(InputError) as caught:
-        parse_line(line(method="x" * 10_000), 1)
+        read_line(line(method="x" * 10_000), 1).item()
     assert len(str(caught.value)) < 200
 
 
@@ -230,9 +229,9 @@ FIELDS = [
 @given(body=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), custom_id=JSON)
 def test_any_json_is_parsed_or_refused_as_bad_input(body: dict[str, Any], custom_id: Any) -> None:
     raw = line(body, custom_id=custom_id)
-    key = key_of(raw, 2)
+    key = read_line(raw, 2).key
     try:
-        item = parse_line(raw, 2)
+        item = read_line(raw, 2).item()
     except InputError:
         return
     assert item.custom_id == key
@@ -241,13 +240,13 @@ def test_any_json_is_parsed_or_refused_as_bad_input(body: dict[str, Any], custom
 @given(raw=st.binary(max_size=40))
 def test_any_bytes_are_refused_as_bad_input(raw: bytes) -> None:
     with pytest.raises(InputError):
-        parse_line(raw, 1)
+        read_line(raw, 1).item()
     with pytest.raises(DecodeError):
         read_back(raw)
 
 
 def test_answer_is_written_as_a_chat_completion_with_its_provenance() -> None:
-    item = parse_line(line({"model": "pice-large"}), 1)
+    item = read_line(line({"model": "pice-large"}), 1).item()
     spans = (Span(0, "Because.", "lyon", "qwen", 0.75), Span(1, "", "oslo", "phi", 0.0, "length", degraded=True))
     usage = Usage(10, 4, 30, 9, 2, 12)
     got = json.loads(
@@ -288,7 +287,7 @@ def test_answer_is_written_as_a_chat_completion_with_its_provenance() -> None:
 
 def test_prompt_tokens_are_the_edge_models_where_no_cloud_model_read_the_prompt() -> None:
     usage = Usage(num_edge_prompt_tokens=30, num_answer_tokens=5)
-    got = json.loads(success_line(parse_line(line(), 1), answer(usage=usage), created=0))
+    got = json.loads(success_line(read_line(line(), 1).item(), answer(usage=usage), created=0))
     assert got["response"]["body"]["usage"]["prompt_tokens"] == 30
 
 
@@ -340,7 +339,7 @@ KEYS = st.integers(1, 2**40) | st.text(st.characters(exclude_categories=["Cs"]),
 @given(key=KEYS, text=st.text(st.characters(exclude_categories=["Cs"])), answered=st.booleans())
 def test_written_line_is_one_line_that_reads_back(key: str | int, text: str, answered: bool) -> None:
     if answered and isinstance(key, str):
-        raw = success_line(parse_line(line(custom_id=key), 1), answer(text=text), created=0)
+        raw = success_line(read_line(line(custom_id=key), 1).item(), answer(text=text), created=0)
         expected = Written(key, answered=True)
     else:
         raw = failure_line(key, InputError(text), request_id="req_1")

@@ -58,6 +58,18 @@ def test_custom_id_given_twice_is_refused_with_both_lines_even_if_one_is_invalid
         survey(source(tmp_path, line("a") + line("b") + line("c") + b'{"custom_id": "b"}\n'))
 
 
+def test_json_of_a_line_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+
+    def counted(raw: bytes) -> object:
+        read.append(raw)
+        return json.loads(raw)
+
+    monkeypatch.setattr("orjson.loads", counted)
+    assert survey(source(tmp_path, line("a") + line("b"))).keys == {"a", "b"}
+    assert len(read) == 2
+
+
 @pytest.mark.parametrize(("name", "reason"), [("nothing.jsonl", "No such file"), (".", "Is a directory")])
 def test_input_that_cannot_be_read_is_refused(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(InputError, match=f"cannot be read: {reason}"):
