@@ -39,19 +39,30 @@ def metered(begin: Progress, *, quiet: bool) -> Iterator[Meter]:
                 begin, lambda seen: bar.update(task, total=seen.total, completed=seen.finished, description=pace(seen))
             )
     else:
-        yield Meter(begin, _Lines())
+        lines = _Lines()
+        yield Meter(begin, lines)
+        lines.flush()
 
 
 class _Lines:
-    """A line at once, then one every `PLAIN_EVERY_S`."""
+    """A line when the first result is there, then one every `PLAIN_EVERY_S`, and one of the last result."""
 
     def __init__(self) -> None:
         self._next_s = 0.0
+        self._unsaid: Progress | None = None
 
     def __call__(self, seen: Progress) -> None:
-        if seen.elapsed_s >= self._next_s:
-            self._next_s = seen.elapsed_s + PLAIN_EVERY_S
+        if seen.answered + seen.failed > 0:
+            self._unsaid = seen
+            if seen.elapsed_s >= self._next_s:
+                self._next_s = seen.elapsed_s + PLAIN_EVERY_S
+                self.flush()
+
+    def flush(self) -> None:
+        """Says what was not said yet."""
+        if seen := self._unsaid:
             note(f"{seen.finished}/{seen.total} {pace(seen)}")
+            self._unsaid = None
 
 
 def pace(seen: Progress) -> str:

@@ -288,14 +288,24 @@ def test_span_is_shown_as_on_a_clock(span_s: float, text: str) -> None:
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with metered(Progress(100), quiet=False) as meter:
-        for answered, elapsed_s in [(0, 0.0), (1, 9.0), (20, 10.0), (21, 11.0), (40, 20.0)]:
+        for answered, elapsed_s in [(0, 0.0), (1, 2.0), (20, 11.0), (24, 12.0), (25, 13.0), (44, 22.0), (50, 25.0)]:
             meter(Progress(100, answered=answered, num_output_tokens=answered * 30, elapsed_s=elapsed_s))
     assert capsys.readouterr().err.splitlines() == [
-        "0/100 0 failed · 0.00 requests/s · 0 tokens/s",
-        "20/100 0 failed · 2.00 requests/s · 60 tokens/s · 0:40 left",
-        "40/100 0 failed · 2.00 requests/s · 60 tokens/s · 0:30 left",
+        "1/100 0 failed · 0.50 requests/s · 15 tokens/s · 3:18 left",
+        "24/100 0 failed · 2.00 requests/s · 60 tokens/s · 0:38 left",
+        "44/100 0 failed · 2.00 requests/s · 60 tokens/s · 0:28 left",
+        "50/100 0 failed · 2.00 requests/s · 60 tokens/s · 0:25 left",
     ]
-    assert meter.latest.answered == 40
+    assert meter.latest.answered == 50
+
+
+def test_progress_says_nothing_where_nothing_happened_and_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    with metered(Progress(2), quiet=False) as meter:
+        meter(Progress(2))
+    assert capsys.readouterr().err == ""
+    with metered(Progress(2), quiet=False) as meter:
+        meter(Progress(2, answered=2, elapsed_s=1.0))
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
