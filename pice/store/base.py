@@ -138,7 +138,7 @@ class Store(Protocol):
 
     def follow(self, request_id: str, *, until_s: float) -> AsyncGenerator[Event, None]:
         """Events from the first kept one on. Ends after the final one, or without it where the record is unknown or
-        `until_s` passes while there is none. May be read by several."""
+        `until_s` passes, or the store is closed, while there is none. May be read by several."""
         ...
 
     def notices(self) -> Notices:

@@ -51,6 +51,7 @@ class MemoryStore:
         self._due_changed = asyncio.Event()
         self._notices: set[MemoryNotices] = set()
         self._sites: dict[str, tuple[float, SiteState]] = {}
+        self._is_closed = False
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -193,7 +194,7 @@ class MemoryStore:
             return
         seen, late = 0, _alarm(entry.news, until_s)
         try:
-            while seen < len(entry.events) or self.now() < until_s:
+            while seen < len(entry.events) or (self.now() < until_s and not self._is_closed):
                 if seen == len(entry.events):
                     entry.news.clear()
                     await entry.news.wait()
@@ -218,6 +219,9 @@ class MemoryStore:
         return [state for _, (until_s, state) in sorted(self._sites.items()) if until_s > now]
 
     async def close(self) -> None:
+        self._is_closed = True
+        for entry in self._entries.values():
+            entry.news.set()
         self._entries.clear()
         self._due.clear()
 

@@ -26,7 +26,7 @@ from pice.core import (
 )
 from pice.errors import Full
 from pice.store.base import Counted, Store, Unwanted
-from pice.store.memory import MemoryStore
+from pice.store.memory import MemoryNotices, MemoryStore
 
 MESSAGES = (Message("user", "Why?"),)
 REQUEST = Request("r1", MESSAGES, timeout_s=30)
@@ -185,6 +185,16 @@ async def test_following_ends_without_a_final_event_when_its_time_is_up(store: S
         assert [event.text async for event in events] == ["a"]
 
 
+async def test_following_ends_when_the_store_is_closed(store: Store) -> None:
+    await opened(store)
+    following = asyncio.ensure_future(_texts(store))
+    await asyncio.sleep(0)
+    await store.emit(Event("r1", "sketch_text", 0.0, 1, text="a"))
+    await store.close()
+    async with asyncio.timeout(5):
+        assert await following == ["a"]
+
+
 async def test_due_request_is_taken_once_and_again_after_its_lease(store: Store) -> None:
     await opened(store)
     await store.set_due("r1", store.now())
@@ -243,3 +253,39 @@ async def test_site_is_forgotten_when_its_heartbeat_stops(store: Store) -> None:
     await store.heartbeat(state("paris"), ttl_s=30)
     await store.heartbeat(state("gone"), ttl_s=0)
     assert [site.site for site in await store.sites()] == ["paris", "rome"]
+
+
+async def test_memory_keeps_as_many_closed_requests_as_may_be_open() -> None:
+    store = MemoryStore(max_open=3)
+    for number in range(10):
+        await store.open(Request(f"r{number}", MESSAGES))
+        await store.close_request(f"r{number}", None, Failure(f"r{number}", "cancelled", ""))
+    await store.open(Request("open", MESSAGES))
+    kept = [name for number in range(10) if await store.record(name := f"r{number}")]
+    assert kept == ["r7", "r8", "r9"]
+
+
+async def test_memory_of_due_times_does_not_grow_with_their_changes() -> None:
+    store = MemoryStore()
+    await store.open(REQUEST)
+    await store.open(Request("r2", MESSAGES, timeout_s=0.02))
+    for number in range(5000):
+        await store.set_due("r1", store.now() + 20 - number / 1000)
+    assert len(store._due) <= 64 + 4 * 2 + 1
+    await store.set_due("r1", store.now())
+    async with asyncio.timeout(5):
+        assert await store.take_due() == ["r1"]
+        assert await store.take_due() == ["r2"]
+
+
+async def test_memory_of_notices_is_of_the_latest_1024() -> None:
+    notices = MemoryNotices(set())
+    for number in range(1500):
+        notices.put(Unwanted(f"r{number}", 1))
+    async with asyncio.timeout(5):
+        seen = [(await notices.receive()).request_id for _ in range(1024)]
+    assert (seen[0], seen[-1]) == ("r476", "r1499")
+    waiting = asyncio.ensure_future(notices.receive())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
