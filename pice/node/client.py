@@ -2,15 +2,27 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from math import inf
 
 from pice.core import Answer, Event, Failure, Request
-from pice.errors import Cancelled, DeadlineExceeded, Full, Overloaded, RequestFailed, TransportError, Unavailable
-from pice.message.codec import encode
+from pice.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DecodeError,
+    Full,
+    InputError,
+    Overloaded,
+    RequestFailed,
+    TransportError,
+    Unavailable,
+)
+from pice.message.codec import MAX_ITEMS, decode_as, encode
 from pice.store.base import Store
 from pice.transport.base import REQUESTS, Transport
 
 _GRACE_S = 5.0
 """How long past its deadline a request is waited for, before the client itself says that it is late."""
+_CLOSED = "the pipeline is closed"
 
 
 class Client:
@@ -19,16 +31,19 @@ class Client:
     def __init__(self, transport: Transport, store: Store) -> None:
         self._transport = transport
         self._store = store
+        self._open = set[str]()
+        self._closed = False
 
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events, the last being `answered` or `failed`. Closing the generator cancels the request
-        (P11); a `request_id` that is known already is followed, not asked again.
+        (P11). A `request_id` that is known already is followed, not asked again, and goes on when a follower leaves.
 
         Raises:
+            InputError: no node could read the request, or the client is closed. Nothing was started.
             Overloaded: refused before anything was started; says when to come back.
             DeadlineExceeded: nobody ended the request in time.
         """
-        await self._submit(request)
+        opened = await self._submit(request)
         ended = False
         until_s = self._store.now() + request.timeout_s + _GRACE_S
         try:
@@ -36,14 +51,18 @@ class Client:
                 async for event in events:
                     ended = event.kind in ("answered", "failed")
                     yield event
+            if not ended and self._closed:
+                raise Cancelled(_CLOSED)
             if not ended:
-                ended = True
                 message = f"nothing ended the request within its {request.timeout_s:g} s: is a collector running?"
-                await self._end(request, "deadline_exceeded", message)
+                if opened:
+                    await self._end(request.request_id, "deadline_exceeded", message)
                 raise DeadlineExceeded(message)
         finally:
-            if not ended:
-                await self._end(request, "cancelled", "the client went away")
+            if opened:
+                self._open.discard(request.request_id)
+            if opened and not ended:
+                await self._end(request.request_id, "cancelled", "the client went away")
 
     async def ask(self, request: Request) -> Answer:
         """The answer.
@@ -59,19 +78,32 @@ class Client:
                     raise as_error(event.failure)
         raise AssertionError("a stream ends with an outcome or raises")
 
-    async def _submit(self, request: Request) -> None:
-        try:
-            if await self._store.open(request):
-                await self._transport.publish(REQUESTS, encode(request), key=request.request_id)
-        except Full as error:
-            await self._end(request, error.code, str(error))
-            raise Overloaded(str(error), retry_after_s=error.retry_after_s) from error
-        except TransportError as error:
-            await self._end(request, error.code, str(error))
-            raise
+    async def close(self) -> None:
+        """Ends every request that was opened here and still runs, as `cancelled`; none is taken from now on."""
+        self._closed = True
+        for request_id in list(self._open):
+            await self._end(request_id, "cancelled", _CLOSED)
 
-    async def _end(self, request: Request, code: str, message: str) -> None:
-        await self._store.close_request(request.request_id, None, Failure(request.request_id, code, message))
+    async def _submit(self, request: Request) -> bool:
+        """False if the request is known already."""
+        if self._closed:
+            raise InputError(f"{_CLOSED}: ask before it is, inside its `async with` block")
+        payload, read = _as_sent(request)
+        try:
+            if not await self._store.open(read):
+                return False
+            self._open.add(request.request_id)
+            await self._transport.publish(REQUESTS, payload, key=request.request_id)
+        except TransportError as error:
+            self._open.discard(request.request_id)
+            await self._end(request.request_id, error.code, str(error))
+            if isinstance(error, Full):
+                raise Overloaded(str(error), retry_after_s=error.retry_after_s) from error
+            raise
+        return True
+
+    async def _end(self, request_id: str, code: str, message: str) -> None:
+        await self._store.close_request(request_id, None, Failure(request_id, code, message))
 
 
 def as_error(failure: Failure) -> RequestFailed:
@@ -82,3 +114,22 @@ def as_error(failure: Failure) -> RequestFailed:
         return Cancelled(failure.message)
     kind = Unavailable if failure.retriable else RequestFailed
     return kind(failure.message, failure_code=failure.code)
+
+
+def _as_sent(request: Request) -> tuple[bytes, Request]:
+    """The request's message, and the request as every node will read it.
+
+    Raises:
+        InputError: none could; the message says why.
+    """
+    if isinstance(request.timeout_s, int | float) and not 0 < request.timeout_s < inf:
+        raise InputError(f"timeout_s: expected a finite number of seconds above 0, got {request.timeout_s}")
+    try:
+        payload = encode(request)
+        return payload, decode_as(Request, payload, max_bytes=len(payload))
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"a field of the request is of a wrong type: {error}") from error
+    except DecodeError as error:
+        if len(request.messages) > MAX_ITEMS:
+            raise InputError(f"messages: expected at most {MAX_ITEMS}, got {len(request.messages)}") from None
+        raise InputError(f"no node could read this request: {error}") from error

@@ -2,12 +2,21 @@
 
 import asyncio
 from contextlib import aclosing
+from typing import Any, cast
 
 import pytest
 
-from pice.core import CLOUD_SITE, Curve, Failure
-from pice.errors import Cancelled, DeadlineExceeded, Overloaded, RequestFailed, TransportError, Unavailable
-from pice.message.codec import decode_as
+from pice.core import CLOUD_SITE, Curve, Failure, Message, Request, Sampling
+from pice.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InputError,
+    Overloaded,
+    RequestFailed,
+    TransportError,
+    Unavailable,
+)
+from pice.message.codec import MAX_ITEMS, decode_as
 from pice.node.client import as_error
 from pice.store.memory import MemoryStore
 from pice.transport.base import REQUESTS, Subscription
@@ -100,6 +109,102 @@ async def test_request_asked_twice_is_followed_and_not_run_twice(stage: Stage) -
     third = await stage.client.ask(a_request())
     assert first.result() == second.result() == third
     assert len(engine.prompts) == 1
+
+
+async def test_follower_that_leaves_does_not_end_the_request(stage: Stage) -> None:
+    stage.cloud(ScriptedEngine("big", ANSWER))
+    asked = asyncio.ensure_future(stage.client.ask(a_request()))
+    await asyncio.sleep(0)
+    async with aclosing(stage.client.stream(a_request())) as events:
+        await anext(events)
+    assert (await asked).text == "The moon pulls."
+
+
+async def test_follower_whose_own_time_is_up_does_not_end_the_request(stage: Stage) -> None:
+    asked = asyncio.ensure_future(stage.client.ask(a_request(timeout_s=20.0)))
+    await asyncio.sleep(0)
+    with pytest.raises(DeadlineExceeded, match="within its 1 s"):
+        await stage.client.ask(a_request(timeout_s=1.0))
+    assert (await stage.record()).outcome is None
+    with pytest.raises(DeadlineExceeded, match="within its 20 s"):
+        await asked
+
+
+async def test_closed_client_cancels_what_is_asked_and_takes_no_more(stage: Stage) -> None:
+    stage.cloud(ScriptedEngine("big", ANSWER))
+    client = stage.client
+    asked = asyncio.ensure_future(client.ask(a_request()))
+    await asyncio.sleep(0.5)
+    await client.close()
+    with pytest.raises(Cancelled, match="pipeline is closed"):
+        await asked
+    with pytest.raises(InputError, match="pipeline is closed"):
+        await client.ask(a_request("later"))
+    assert (stage.store.now(), await stage.store.record("later")) == (0.5, None)
+
+
+async def test_closed_client_leaves_what_others_asked_and_what_has_ended(stage: Stage) -> None:
+    stage.cloud(ScriptedEngine("big", ANSWER))
+    client, other = stage.client, stage.client
+    answer = await client.ask(a_request("ended"))
+    asked = asyncio.ensure_future(other.ask(a_request()))
+    await asyncio.sleep(0.5)
+    await client.close()
+    assert (await asked).text == "The moon pulls."
+    assert await stage.answer("ended") == answer
+
+
+async def test_follower_is_told_when_client_and_store_are_closed(stage: Stage) -> None:
+    await stage.submit(a_request())
+    client = stage.client
+    asked = asyncio.ensure_future(client.ask(a_request()))
+    await asyncio.sleep(0.5)
+    await client.close()
+    await stage.store.close()
+    with pytest.raises(Cancelled, match="pipeline is closed"):
+        await asked
+    assert stage.store.now() == 0.5
+
+
+UNREADABLE: dict[str, tuple[Any, str]] = {
+    "timeout that is no number": ({"timeout_s": float("nan")}, "timeout_s: expected .* above 0, got nan"),
+    "timeout without end": ({"timeout_s": float("inf")}, "timeout_s: expected a finite .* got inf"),
+    "no time": ({"timeout_s": 0}, "timeout_s: expected .* above 0, got 0"),
+    "time before now": ({"timeout_s": -1.0}, "timeout_s: expected .* above 0, got -1.0"),
+    "timeout in words": ({"timeout_s": "5"}, "a field of the request is of a wrong type"),
+    "half a surrogate pair": ({"question": "\ud800"}, "surrogates not allowed"),
+    "temperature nan": ({"sampling": Sampling(temperature=float("nan"))}, "finite number, got nan"),
+    "unknown mode": ({"mode": "bogus"}, "mode: expected one of cloud, edge, progressive, got 'bogus'"),
+    "sampling that is a dict": ({"sampling": {"max_tokens": 5}}, "a field of the request is of a wrong type"),
+    "text for a number": ({"sampling": Sampling(max_tokens=cast("Any", "5"))}, "max_tokens: expected an integer"),
+}
+
+
+@pytest.mark.parametrize(("fields", "says"), UNREADABLE.values(), ids=UNREADABLE)
+async def test_request_that_no_node_could_read_is_refused_before_it_is_opened(
+    stage: Stage, fields: dict[str, Any], says: str
+) -> None:
+    await _is_refused(stage, a_request(**fields), says)
+
+
+@pytest.mark.parametrize(
+    ("message", "count", "says"),
+    [
+        (Message(cast("Any", "robot"), "hi"), 1, "messages.role: expected one of .* got 'robot'"),
+        (Message("user", "hi"), MAX_ITEMS + 1, "messages: expected at most 4096, got 4097"),
+    ],
+)
+async def test_conversation_that_no_node_could_read_is_refused(
+    stage: Stage, message: Message, count: int, says: str
+) -> None:
+    await _is_refused(stage, Request("r", (message,) * count), says)
+
+
+async def _is_refused(stage: Stage, request: Request, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        await stage.client.ask(request)
+    assert await stage.store.record("r") is None
+    assert (stage.transport.num_messages(REQUESTS), stage.store.now()) == (0, 0.0)
 
 
 async def test_late_follower_sees_every_event(stage: Stage) -> None:
