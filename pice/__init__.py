@@ -25,17 +25,19 @@ __version__ = "0.1.0"
 def open(  # noqa: A001 - `pice.open` reads as what it does
     config: str | Path | None = None, *, overrides: Sequence[str] = ()
 ) -> "AbstractAsyncContextManager[Pipeline]":
-    """A running pipeline, for `async with`; drained and closed on leaving.
+    """A running pipeline, for `async with`; drained and closed on leaving, which ends as `cancelled` what is still
+    asked.
 
     `config` is a TOML file, `overrides` are `KEY.SUB=VALUE` strings as for `--set`.
 
     Raises:
+        InputError: `overrides` is one string.
         ConfigError: a setting is wrong, or no engine is configured.
         ModelLoadError: an engine cannot be used.
     """
-    from pice.app import load_settings, open_pipeline
+    from pice.app import open_pipeline, settings_of
 
-    return open_pipeline(load_settings(None if config is None else Path(config), overrides))
+    return open_pipeline(settings_of(config, overrides))
 
 
 def ask(
@@ -51,7 +53,7 @@ def ask(
 
     Raises:
         RequestFailed: it ended without an answer; `failure_code` names the cause.
-        ConfigError, ModelLoadError, InputError: before anything was asked.
+        ConfigError, ModelLoadError, InputError: before anything was asked; also where an event loop runs already.
     """
     from pice.app import run_once
 
@@ -59,4 +61,4 @@ def ask(
         async with open(config, overrides=overrides) as pipeline:
             return await pipeline.ask(question, mode=mode, timeout_s=timeout_s, sampling=sampling)
 
-    return run_once(main())
+    return run_once(main)

@@ -4,9 +4,10 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pice.answer.score import Weights
@@ -15,6 +16,7 @@ from pice.config import load_settings
 from pice.core import CLOUD_SITE, Answer, Curve, Event, Message, Mode, Plan, Request, Sampling
 from pice.engine.base import Engine
 from pice.errors import InputError
+from pice.message.fields import shown
 from pice.node.client import Client
 from pice.node.cloud import CloudNode, CloudPolicy
 from pice.node.collector import CollectorNode
@@ -29,7 +31,7 @@ from pice.store.memory import MemoryStore
 from pice.transport.base import Transport
 from pice.transport.memory import MemoryTransport
 
-__all__ = ["Pipeline", "Shutdown", "load_settings", "make_engine", "open_pipeline", "run", "run_once"]
+__all__ = ["Pipeline", "Shutdown", "make_engine", "open_pipeline", "run", "run_once", "settings_of"]
 
 T = TypeVar("T")
 
@@ -60,7 +62,7 @@ class Pipeline:
         Raises:
             InputError: there is no question in it.
         """
-        messages = (Message("user", question),) if isinstance(question, str) else tuple(question)
+        messages = _conversation(question)
         if not any(message.role == "user" and message.content.strip() for message in messages):
             raise InputError("the question is empty: expected some text to answer")
         timeout_s = self.settings.limits.request_timeout_s if timeout_s is None else timeout_s
@@ -90,10 +92,38 @@ class Pipeline:
         return await self._cloud.plan(request)
 
 
+def _conversation(question: object) -> tuple[Message, ...]:
+    expected = "expected a question as text, or a sequence of pice.Message(role, content)"
+    if isinstance(question, str):
+        return (Message("user", question),)
+    if not isinstance(question, Iterable):
+        raise InputError(f"{expected}, got {shown(question)}")
+    messages = tuple(question)
+    for message in messages:
+        if not isinstance(message, Message):
+            raise InputError(f"{expected}, got {shown(question)} with {shown(message)} in it")
+        if not isinstance(message.content, str):
+            raise InputError(f"{expected}, got a message whose content is {shown(message.content)}")
+    return messages
+
+
+def settings_of(config: str | Path | None, overrides: Sequence[str]) -> Settings:
+    """The settings in a TOML file, or the defaults, with overrides.
+
+    Raises:
+        InputError: `overrides` is one string, of which each letter would be taken for a setting.
+        ConfigError: a setting is wrong.
+    """
+    if isinstance(overrides, str):
+        raise InputError(f"overrides: expected a list of KEY=VALUE strings, got {overrides!r}: put it in [ ]")
+    return load_settings(None if config is None else Path(config), overrides)
+
+
 @asynccontextmanager
 async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
-    """All nodes in this process on the in-memory transport, ready to answer; drained and closed on leaving. They share
-    one planner, so what the collector learns of answers and places informs the cloud node's plans.
+    """All nodes in this process on the in-memory transport, ready to answer. On leaving, what is still asked ends as
+    `cancelled`, and the nodes are drained and closed. They share one planner, so what the collector learns of answers
+    and places informs the cloud node's plans.
 
     Raises:
         ModelLoadError: an engine cannot be used.
@@ -105,6 +135,7 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
             MemoryTransport(max_bytes=settings.limits.max_message_bytes),
             MemoryStore(max_open=settings.limits.max_open_requests, record_ttl_s=settings.limits.record_ttl_s),
         )
+        stack.push_async_callback(ports.store.close)
         stack.push_async_callback(ports.transport.close)
         load, planner = Load(), EarliestFinish(_plan_policy(settings))
         cloud = _cloud_node(settings, ports, planner, engines[CLOUD_SITE][0], load)
@@ -112,7 +143,11 @@ async def open_pipeline(settings: Settings) -> AsyncIterator[Pipeline]:
         for edge in edges:
             await edge.announce()
         async with _running([cloud.run, _collector(settings, ports, planner).run, *(edge.run for edge in edges)]):
-            yield Pipeline(settings, Client(ports.transport, ports.store), cloud, rng)
+            client = Client(ports.transport, ports.store)
+            try:
+                yield Pipeline(settings, client, cloud, rng)
+            finally:
+                await client.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,10 +342,27 @@ def run(main: Callable[[Shutdown], Coroutine[Any, Any, int]]) -> int:
         return INTERRUPTED
 
 
-def run_once(main: Coroutine[Any, Any, T]) -> T:
-    """Runs `main` to its end on the same kind of loop, for callers that have none."""
+def run_once(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Runs `main` to its end on the same kind of loop, for callers that have none.
+
+    Raises:
+        InputError: a loop runs in this thread already.
+    """
+    if _is_in_a_loop():
+        raise InputError(
+            "expected no running event loop, got one (async code or a notebook): use `async with pice.open(...) as p` "
+            "and `await p.ask(...)` there"
+        )
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(main)
+        return runner.run(main())
+
+
+def _is_in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,13 +1,17 @@
+import asyncio
 from contextlib import aclosing
+from typing import Any, cast
 
 import pytest
 
 import pice
-from pice.errors import ConfigError, InputError, RequestFailed
+from pice.errors import Cancelled, ConfigError, InputError, RequestFailed
 
 CONFIG = "config/emulated.toml"
 NO_TIME = "{batch=[1], step_s=[0.0], prefill_s_per_token=0.0, base_s=0.0}"
 FAST = [f"engines.{name}.curve={NO_TIME}" for name in ("cloud", "workstation", "orin-super", "orin-gemma")]
+
+SLOW = [*FAST, "engines.cloud.curve={batch=[1], step_s=[1.0], prefill_s_per_token=0.0, base_s=0.0}"]
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +55,52 @@ async def test_error_in_the_block_comes_out_as_itself() -> None:
     with pytest.raises(ZeroDivisionError):
         async with pice.open(CONFIG, overrides=FAST):
             raise ZeroDivisionError
+
+
+async def test_leaving_the_block_cancels_what_is_asked_and_nothing_is_taken_after() -> None:
+    async with pice.open(CONFIG, overrides=SLOW) as pipeline:
+        request = pipeline.new_request("How do tides work?", mode="cloud")
+        asked = asyncio.ensure_future(pipeline.ask_request(request))
+        await asyncio.sleep(0)
+        async with aclosing(pipeline.stream(request)) as events:
+            await anext(events)
+    async with asyncio.timeout(5):
+        with pytest.raises(Cancelled, match="pipeline is closed"):
+            await asked
+        with pytest.raises(InputError, match="pipeline is closed"):
+            await pipeline.ask("And why?")
+
+
+async def test_ask_within_a_running_loop_says_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"async with pice\.open"):
+        pice.ask("How do tides work?", config=CONFIG, overrides=FAST)
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        (["hi"], "got a list with 'hi' in it"),
+        ([{"role": "user", "content": "hi"}], "got a list with a dict in it"),
+        (123, "expected a question as text, or a sequence of pice.Message.* got 123"),
+        (None, "expected a question as text, .* got None"),
+        ([pice.Message("user", cast("Any", 7))], "got a message whose content is 7"),
+        ([pice.Message(cast("Any", "robot"), "x"), pice.Message("user", "hi")], "messages.role: expected one of"),
+    ],
+)
+async def test_question_that_is_none_is_refused_with_what_was_expected(question: Any, says: str) -> None:
+    async with pice.open(CONFIG, overrides=FAST) as pipeline:
+        with pytest.raises(InputError, match=says):
+            await pipeline.ask(question)
+
+
+@pytest.mark.parametrize("timeout_s", [-1.0, 0.0, float("nan"), float("inf")])
+async def test_timeout_that_is_no_time_is_refused(timeout_s: float) -> None:
+    async with pice.open(CONFIG, overrides=FAST) as pipeline:
+        with pytest.raises(InputError, match="timeout_s: expected a finite number of seconds above 0"):
+            await pipeline.ask("How do tides work?", timeout_s=timeout_s)
+        assert await pipeline.ask("How do tides work?")
+
+
+def test_overrides_in_one_string_are_refused() -> None:
+    with pytest.raises(InputError, match=r"overrides: expected a list .* got 'limits\.drain_s=1'"):
+        pice.open(CONFIG, overrides="limits.drain_s=1")
