@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pice.core import Answer, Event, Message, Mode, Request, Sampling
 
 if TYPE_CHECKING:
-    from pice.app import Pipeline
+    from pice.pipeline import Pipeline
 
 __all__ = ["Answer", "Event", "Message", "Mode", "Request", "Sampling", "ask", "open"]
 __version__ = "0.1.0"
@@ -55,7 +55,7 @@ def ask(
         RequestFailed: it ended without an answer; `failure_code` names the cause.
         ConfigError, ModelLoadError, InputError: before anything was asked; also where an event loop runs already.
     """
-    from pice.app import run_once
+    from pice.loop import run_once
 
     async def main() -> Answer:
         async with open(config, overrides=overrides) as pipeline:

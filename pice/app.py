@@ -1,27 +1,26 @@
-"""Settings -> running objects: the only place that names adapters. Also the loop, the signals and the exit code."""
+"""Settings -> running objects: the only place that names adapters."""
 
 import asyncio
 import os
 import random
-import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pice.answer.score import Weights
 from pice.answer.steps import EnsemblePolicy
 from pice.config import load_settings
-from pice.core import CLOUD_SITE, Answer, Curve, Event, Message, Mode, Plan, Request, Sampling
+from pice.core import CLOUD_SITE, Curve
 from pice.engine.base import Engine
 from pice.errors import InputError
-from pice.message.fields import shown
 from pice.node.client import Client
 from pice.node.cloud import CloudNode, CloudPolicy
 from pice.node.collector import CollectorNode
 from pice.node.edge import Address, EdgeNode, EdgePolicy
 from pice.node.load import Load
+from pice.pipeline import Pipeline
 from pice.plan.base import Planner
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.settings import EmulatedSettings, EngineSettings, LlamaCppSettings, OpenAISettings, Settings
@@ -31,80 +30,8 @@ from pice.store.memory import MemoryStore
 from pice.transport.base import Transport
 from pice.transport.memory import MemoryTransport
 
-__all__ = ["Pipeline", "Shutdown", "make_engine", "open_pipeline", "run", "run_once", "settings_of"]
-
-T = TypeVar("T")
-
 ASSUMED_CLOUD_CURVE = Curve(batch=(1, 16), step_s=(0.03, 0.05), prefill_s_per_token=0.0002, base_s=0.05)
 """Of a server whose curve is not configured; an assumption, about a 70B model on eight accelerators."""
-INTERRUPTED = 130
-
-
-class Pipeline:
-    """A running pipeline. Safe to use from any number of tasks of its event loop."""
-
-    def __init__(self, settings: Settings, client: Client, cloud: CloudNode, rng: random.Random) -> None:
-        self.settings = settings
-        self._client = client
-        self._cloud = cloud
-        self._rng = rng
-
-    def new_request(
-        self,
-        question: str | Sequence[Message],
-        *,
-        mode: Mode | None = None,
-        timeout_s: float | None = None,
-        sampling: Sampling | None = None,
-    ) -> Request:
-        """A request with an id of its own.
-
-        Raises:
-            InputError: there is no question in it.
-        """
-        messages = _conversation(question)
-        if not any(message.role == "user" and message.content.strip() for message in messages):
-            raise InputError("the question is empty: expected some text to answer")
-        timeout_s = self.settings.limits.request_timeout_s if timeout_s is None else timeout_s
-        return Request(f"req_{self._rng.getrandbits(96):024x}", messages, sampling or Sampling(), timeout_s, mode)
-
-    def stream(self, request: Request) -> AsyncGenerator[Event, None]:
-        """What happens, as it happens; see `pice.node.client.Client.stream`."""
-        return self._client.stream(request)
-
-    async def ask_request(self, request: Request) -> Answer:
-        """The answer; see `pice.node.client.Client.ask`."""
-        return await self._client.ask(request)
-
-    async def ask(
-        self,
-        question: str | Sequence[Message],
-        *,
-        mode: Mode | None = None,
-        timeout_s: float | None = None,
-        sampling: Sampling | None = None,
-    ) -> Answer:
-        """The answer to one question."""
-        return await self.ask_request(self.new_request(question, mode=mode, timeout_s=timeout_s, sampling=sampling))
-
-    async def plan(self, request: Request) -> Plan:
-        """What would be done about a request now, and how long it is predicted to take."""
-        return await self._cloud.plan(request)
-
-
-def _conversation(question: object) -> tuple[Message, ...]:
-    expected = "expected a question as text, or a sequence of pice.Message(role, content)"
-    if isinstance(question, str):
-        return (Message("user", question),)
-    if not isinstance(question, Iterable):
-        raise InputError(f"{expected}, got {shown(question)}")
-    messages = tuple(question)
-    for message in messages:
-        if not isinstance(message, Message):
-            raise InputError(f"{expected}, got {shown(question)} with {shown(message)} in it")
-        if not isinstance(message.content, str):
-            raise InputError(f"{expected}, got a message whose content is {shown(message.content)}")
-    return messages
 
 
 def settings_of(config: str | Path | None, overrides: Sequence[str]) -> Settings:
@@ -323,69 +250,3 @@ def _ensemble_policy(settings: Settings) -> EnsemblePolicy:
         hedge_factor=planner.hedge_factor,
         hedge_min_s=planner.hedge_min_s,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Shutdown:
-    """`draining` is set by the first SIGINT or SIGTERM; the second cancels the main task."""
-
-    draining: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def run(main: Callable[[Shutdown], Coroutine[Any, Any, int]]) -> int:
-    """Runs `main` on uvloop (or asyncio's own loop where there is none) and returns its exit code; 130 when it was
-    cut short by a second signal."""
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_with_signals(main))
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        return INTERRUPTED
-
-
-def run_once(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Runs `main` to its end on the same kind of loop, for callers that have none.
-
-    Raises:
-        InputError: a loop runs in this thread already.
-    """
-    if _is_in_a_loop():
-        raise InputError(
-            "expected no running event loop, got one (async code or a notebook): use `async with pice.open(...) as p` "
-            "and `await p.ask(...)` there"
-        )
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(main())
-
-
-def _is_in_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
-async def _with_signals(main: Callable[[Shutdown], Coroutine[Any, Any, int]]) -> int:
-    shutdown, loop, task = Shutdown(), asyncio.get_running_loop(), asyncio.current_task()
-
-    def stop() -> None:
-        if shutdown.draining.is_set() and task is not None:
-            task.cancel()
-        shutdown.draining.set()
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, stop)
-    try:
-        return await main(shutdown)
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

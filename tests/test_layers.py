@@ -36,8 +36,10 @@ MAY_IMPORT = {
     "settings": {"core", "errors", "pure", "settings"},
     "batch": {"core", "errors", "pure", "port", "batch"},
     "simulation": {"core", "errors", "pure", "port", "node", "reference", "simulation"},
-    "cli": {"package", "core", "errors", "pure", "settings", "batch", "app", "cli"},
-    "package": {"app", "core"},
+    "pipeline": {"core", "errors", "pure", "node", "settings"},
+    "loop": {"errors"},
+    "cli": {"package", "core", "errors", "pure", "settings", "batch", "pipeline", "loop", "app", "cli"},
+    "package": {"app", "core", "loop", "pipeline"},
     "__main__": {"cli"},
 }
 """What each layer may import; `app`, absent here, may import everything. A `reference` is an adapter too."""

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pice.app import Pipeline
 from pice.batch.body import NUM_SEEDS
 from pice.cli.options import ConfigOption, MaxTokensOption, QuestionArgument, SetOption, SystemOption
 from pice.cli.session import FAILED, OK, messages, report, with_pipeline
@@ -21,6 +20,7 @@ from pice.cli.show import Screen, figures, printable
 from pice.config import load_settings
 from pice.core import Answer, Event, Failure, Mode, Sampling
 from pice.errors import RequestFailed
+from pice.pipeline import Pipeline
 
 REFRESH_S = 0.1
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pice.app import Shutdown, open_pipeline, run
+from pice.app import open_pipeline
 from pice.batch.files import BatchFiles, Start, errors_path
 from pice.batch.progress import Progress
 from pice.batch.run import run_batch, so_far
@@ -20,6 +20,7 @@ from pice.cli.session import INTERRUPTED, OK, UNFINISHED, report, task_group
 from pice.cli.streams import note
 from pice.config import load_settings
 from pice.errors import PiceError
+from pice.loop import Shutdown, run
 from pice.settings import Settings
 
 commands = typer.Typer(no_args_is_help=True, help="Answer files of requests in the OpenAI Batch format.")

@@ -16,11 +16,12 @@ from typing import Annotated
 import orjson
 import typer
 
-from pice.app import Shutdown, make_engine, run
+from pice.app import make_engine
 from pice.cli.options import ConfigOption, SetOption
 from pice.cli.session import FAILED, OK
 from pice.config import load_settings
 from pice.errors import PiceError
+from pice.loop import Shutdown, run
 from pice.settings import EngineSettings, LlamaCppSettings, Settings
 
 EXTRAS = ("", "llama")

@@ -5,12 +5,12 @@ from typing import Annotated
 import orjson
 import typer
 
-from pice.app import Pipeline
 from pice.cli.options import ConfigOption, MaxTokensOption, QuestionArgument, SetOption, SystemOption
 from pice.cli.session import OK, messages, with_pipeline
 from pice.cli.show import plan_line
 from pice.config import load_settings
 from pice.core import Plan, Sampling
+from pice.pipeline import Pipeline
 
 
 def plan(

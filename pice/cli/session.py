@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 
 import typer
 
-from pice.app import Pipeline, Shutdown, open_pipeline, run
+from pice.app import open_pipeline
 from pice.cli.streams import note
 from pice.core import Message
 from pice.errors import ConfigError, InputError, ModelLoadError, PiceError
+from pice.loop import Shutdown, run
+from pice.pipeline import Pipeline
 from pice.settings import Settings
 
 OK, FAILED, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import typer
 
-from pice.app import Shutdown
 from pice.batch.files import errors_path
 from pice.batch.progress import Progress
 from pice.cli.batch import commands, exit_code, summary
@@ -20,6 +19,7 @@ from pice.cli.meter import clock, metered
 from pice.cli.session import report
 from pice.core import Answer, Plan, Request
 from pice.errors import DeadlineExceeded, ModelLoadError, PiceError
+from pice.loop import Shutdown
 from pice.settings import Settings
 
 SMALL = """\
