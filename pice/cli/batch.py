@@ -48,8 +48,8 @@ def run_file(
         typer.Option(
             min=1,
             metavar="N",
-            help="Requests at once; unless given, as many as the cloud model works on. A request's time "
-            "(limits.request_timeout_s) runs while it waits for others, so more of them need a longer one.",
+            help="Requests at once; unless given, as many as all models work on together. A line that names no "
+            "timeout_s has limits.request_timeout_s for each round in which others of the batch may be served first.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
@@ -94,7 +94,7 @@ async def _reported(
                     files,
                     run_id=uuid.uuid4().hex,
                     concurrency=concurrency,
-                    timeout_s=settings.limits.request_timeout_s,
+                    timeout_s=line_timeout_s(settings, concurrency),
                     stop=shutdown.draining,
                     wall_s=time.time,
                     progress=meter,
@@ -112,10 +112,21 @@ async def _say_when_draining(shutdown: Shutdown) -> None:
 
 
 def requests_at_once(settings: Settings, wanted: int | None = None) -> int:
-    """As many as are `wanted`, or else as the cloud model works on, so that no line waits for another while its own
-    time runs; never more than may be open."""
-    engine = settings.engines[settings.cloud.engine]
-    return min(settings.limits.max_open_requests, wanted or min(settings.cloud.max_inflight, engine.num_at_once))
+    """As many as are `wanted`, or else as all models work on together: while the edge expands one request the cloud
+    model sketches the next. Never more than may be open."""
+    edges = sum(settings.engines[name].num_at_once for site in settings.sites.values() for name in site.engines)
+    return min(settings.limits.max_open_requests, wanted or _at_the_cloud(settings) + edges)
+
+
+def line_timeout_s(settings: Settings, at_once: int) -> float:
+    """The time of a line that names none: a request's own for each round in which the cloud model may have to serve
+    others of this batch first."""
+    rounds = -(-at_once // _at_the_cloud(settings))
+    return rounds * settings.limits.request_timeout_s
+
+
+def _at_the_cloud(settings: Settings) -> int:
+    return min(settings.cloud.max_inflight, settings.engines[settings.cloud.engine].num_at_once)
 
 
 def exit_code(end: Progress) -> int:

@@ -174,12 +174,13 @@ def test_overwrite_asks_everything_again(desk: Desk) -> None:
         (("--set", "cloud.max_inflight=16"), 8),
         (("--set", "engines.big.max_inflight=2"), 2),
         (("--set", "engines.big={kind='llama_cpp', path='x.gguf', n_seq_max=1}"), 1),
+        (("--set", "sites.lyon={engines=['big']}", "--set", "engines.big.max_inflight=2"), 4),
         (("--set", "limits.max_open_requests=2"), 2),
         (("--concurrency", "5"), 5),
     ],
-    ids=["the cloud node", "default engine", "engine", "llama.cpp", "open requests", "given"],
+    ids=["the cloud node", "default engine", "engine", "llama.cpp", "cloud and edge", "open requests", "given"],
 )
-def test_requests_at_once_are_those_the_cloud_works_on_unless_given(
+def test_requests_at_once_are_those_all_models_work_on_unless_given(
     desk: Desk, args: tuple[str, ...], most: int
 ) -> None:
     if "llama" in str(args):
@@ -188,6 +189,15 @@ def test_requests_at_once_are_those_the_cloud_works_on_unless_given(
     assert desk.run("--quiet", *args) == 0
     assert desk.most_asking == most
     assert len(desk.asked) == 20
+
+
+@pytest.mark.parametrize(("at_once", "rounds"), [(1, 1), (3, 1), (4, 2), (7, 3)])
+def test_line_has_time_for_each_round_of_others_before_it(desk: Desk, at_once: int, rounds: int) -> None:
+    named = json.loads(line("named"))
+    named["body"]["pice"] = {"timeout_s": 7}
+    desk.source.write_text(line("not named") + json.dumps(named) + "\n")
+    assert desk.run("--concurrency", str(at_once), "--set", "limits.request_timeout_s=10") == 0
+    assert sorted(request.timeout_s for request in desk.asked) == [7, 10 * rounds]
 
 
 def test_no_more_are_asked_than_may_be_open_and_that_is_said(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
