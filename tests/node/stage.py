@@ -96,6 +96,11 @@ class Site:
         )
 
 
+async def time_passes(seconds: float) -> None:
+    """Lets time pass: these tests run on a virtual clock, so none of it is waited for."""
+    await asyncio.sleep(seconds)
+
+
 @dataclass
 class Stage:
     """One transport and one store, with nodes beside them. What is set here counts for nodes started later."""

@@ -22,7 +22,7 @@ from pice.store.memory import MemoryStore
 from pice.transport.base import REQUESTS, Subscription
 from pice.transport.memory import MemoryTransport
 from tests.node.scripted import Script, ScriptedEngine, outline
-from tests.node.stage import Stage, a_request
+from tests.node.stage import Stage, a_request, time_passes
 
 ANSWER = Script("The moon pulls.", step_s=1.0)
 
@@ -54,7 +54,7 @@ async def test_request_whose_stream_is_closed_is_cancelled(stage: Stage) -> None
             if event.kind == "answer_text":
                 break
     assert (await stage.failure()).code == "cancelled"
-    await asyncio.sleep(0.1)
+    await time_passes(0.1)
     assert (engine.num_running, engine.num_finished, stage.transport.num_messages(REQUESTS)) == (0, 0, 0)
 
 
@@ -134,7 +134,7 @@ async def test_closed_client_cancels_what_is_asked_and_takes_no_more(stage: Stag
     stage.cloud(ScriptedEngine("big", ANSWER))
     client = stage.client
     asked = asyncio.ensure_future(client.ask(a_request()))
-    await asyncio.sleep(0.5)
+    await time_passes(0.5)
     await client.close()
     with pytest.raises(Cancelled, match="pipeline is closed"):
         await asked
@@ -148,7 +148,7 @@ async def test_closed_client_leaves_what_others_asked_and_what_has_ended(stage: 
     client, other = stage.client, stage.client
     answer = await client.ask(a_request("ended"))
     asked = asyncio.ensure_future(other.ask(a_request()))
-    await asyncio.sleep(0.5)
+    await time_passes(0.5)
     await client.close()
     assert (await asked).text == "The moon pulls."
     assert await stage.answer("ended") == answer
@@ -158,7 +158,7 @@ async def test_follower_is_told_when_client_and_store_are_closed(stage: Stage) -
     await stage.submit(a_request())
     client = stage.client
     asked = asyncio.ensure_future(client.ask(a_request()))
-    await asyncio.sleep(0.5)
+    await time_passes(0.5)
     await client.close()
     await stage.store.close()
     with pytest.raises(Cancelled, match="pipeline is closed"):

@@ -1,6 +1,5 @@
 """What a cloud node does with a request, and with what goes wrong beside it."""
 
-import asyncio
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,7 @@ from pice.store.memory import MemoryStore
 from pice.transport.base import REQUESTS
 from pice.transport.memory import MemoryTransport
 from tests.node.scripted import Script, ScriptedEngine, outline
-from tests.node.stage import SEGMENTS, Site, Stage, a_request
+from tests.node.stage import SEGMENTS, Site, Stage, a_request, time_passes
 
 SLOW = Curve((1,), (0.2,))
 TWENTY = tuple(f"point {number}" for number in range(20))
@@ -150,7 +149,7 @@ async def test_load_counts_down_as_the_model_writes(stage: Stage) -> None:
     load = Load()
     stage.cloud(ScriptedEngine("big", Script("word " * 28, step_s=1.0)), load=load)
     await stage.submit(a_request())
-    await asyncio.sleep(10.5)
+    await time_passes(10.5)
     assert (load.num_outstanding, load.backlog_tokens) == (1, 350 - 10)
 
 
@@ -209,7 +208,7 @@ async def test_engine_that_is_down_for_a_while_is_waited_for(stage: Stage) -> No
     engine.down = DOWN
     stage.cloud(engine)
     await stage.submit(a_request())
-    await asyncio.sleep(0.25)
+    await time_passes(0.25)
     engine.down = None
     answer = await stage.answer()
     assert (answer.text, answer.attempt) == ("The moon.", 3)
@@ -276,7 +275,7 @@ async def test_request_that_nobody_opened_is_dropped(stage: Stage) -> None:
     engine = ScriptedEngine("big", Script("The moon."))
     node = stage.cloud(engine)
     await stage.publish_request(a_request())
-    await asyncio.sleep(1)
+    await time_passes(1)
     await node.stop()
     assert engine.prompts == []
     assert stage.transport.num_messages(REQUESTS) == 0
@@ -289,7 +288,7 @@ async def test_sketch_stops_when_its_request_is_cancelled(stage: Stage) -> None:
         if event.kind == "segment_released":
             break
     await site.receive()
-    await asyncio.sleep(0.1)
+    await time_passes(0.1)
     assert (engine.num_running, engine.num_finished) == (0, 0)
     assert (load.num_outstanding, load.backlog_tokens) == (0, 0)
     assert stage.transport.num_messages(REQUESTS) == 0
@@ -307,7 +306,7 @@ async def test_attempt_that_is_fenced_while_it_is_planned_asks_nothing_of_the_en
     stage.store, engine = FencingStore(), ScriptedEngine("big", Script("The moon."))
     stage.cloud(engine)
     await stage.submit(a_request())
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert (engine.prompts, (await stage.record()).attempt) == ([], 2)
 
 
@@ -316,7 +315,7 @@ class StuckStore(MemoryStore):
 
     async def emit(self, event: Event) -> None:
         if event.kind == "sketch_text":
-            await asyncio.sleep(10)
+            await time_passes(10)
         await super().emit(event)
 
 
@@ -326,7 +325,7 @@ async def test_sketch_cancelled_while_an_event_of_it_is_stored_frees_its_sequenc
     engine, load = ScriptedEngine("big", Script(outline(*TWENTY))), Load()
     node = stage.cloud(engine, load=load)
     await stage.submit(FORCED)
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert engine.num_running == 1
     await node.kill()
     assert (engine.num_running, load.num_outstanding) == (0, 0)
@@ -338,7 +337,7 @@ async def test_sketch_that_runs_away_is_stopped_at_four_times_its_budget(stage: 
     engine = ScriptedEngine("big", Script(outline(*(f"point {n}" for n in range(500)))))
     stage.cloud(engine, max_points=400)
     await stage.submit(FORCED)
-    await asyncio.sleep(10)
+    await time_passes(10)
     assert (await stage.record()).num_segments
     assert (len(engine.text.split()), engine.num_finished, engine.num_running) == (200, 0, 0)
 
@@ -347,11 +346,11 @@ async def test_second_delivery_of_a_request_fences_the_first_attempt(stage: Stag
     engine = ScriptedEngine("big", Script("The moon pulls.", step_s=1.0), Script("The sun pulls."))
     stage.cloud(engine)
     await stage.submit(a_request())
-    await asyncio.sleep(1.5)
+    await time_passes(1.5)
     await stage.publish_request(a_request())
     answer = await stage.answer()
     assert (answer.text, answer.attempt) == ("The sun pulls.", 2)
-    await asyncio.sleep(5)
+    await time_passes(5)
     assert (engine.num_running, engine.num_finished) == (0, 1)
     assert stage.transport.num_messages(REQUESTS) == 0
 
@@ -378,9 +377,9 @@ async def test_sealed_sketch_is_not_written_again_for_a_repeated_request(stage: 
     stage.cloud(engine)
     await stage.submit(FORCED)
     await site.receive()
-    await asyncio.sleep(1)
+    await time_passes(1)
     await stage.publish_request(FORCED)
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert (len(engine.prompts), (await stage.record()).attempt) == (1, 1)
     assert stage.transport.num_messages(REQUESTS) == 0
 
@@ -390,7 +389,7 @@ async def test_drain_finishes_what_runs_and_takes_no_more(stage: Stage) -> None:
     node = stage.cloud(engine, max_inflight=1)
     await stage.submit(a_request("first"))
     await stage.submit(a_request("second"))
-    await asyncio.sleep(0.5)
+    await time_passes(0.5)
     await node.stop()
     assert (await stage.answer("first")).text == "The moon."
     assert (await stage.record("second")).attempt == 0
@@ -400,7 +399,7 @@ async def test_drain_finishes_what_runs_and_takes_no_more(stage: Stage) -> None:
 async def test_request_unfinished_at_the_end_of_the_drain_is_served_by_another_node(stage: Stage) -> None:
     node = stage.cloud(ScriptedEngine("big", Script("The moon.", step_s=10.0)), drain_s=2.0)
     await stage.submit(a_request())
-    await asyncio.sleep(1)
+    await time_passes(1)
     await node.stop()
     assert stage.store.now() == pytest.approx(3.0)
     assert stage.transport.num_messages(REQUESTS) == 1
@@ -504,7 +503,7 @@ async def test_more_requests_than_may_run_wait_in_the_queue(stage: Stage) -> Non
     stage.cloud(engine, max_inflight=2)
     for number in range(3):
         await stage.submit(a_request(f"r{number}"))
-    await asyncio.sleep(1.5)
+    await time_passes(1.5)
     assert engine.num_running == 2
     assert (await stage.record("r2")).attempt == 0
     assert (await stage.answer("r2")).times.queue_s == pytest.approx(2.0)

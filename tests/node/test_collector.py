@@ -8,7 +8,7 @@ from pice.core import CLOUD_SITE, Candidate, Curve, Event, Placement, Span
 from pice.store.base import Unwanted
 from pice.store.memory import MemoryStore
 from pice.transport.base import CANDIDATES
-from tests.node.stage import Site, Stage, a_request
+from tests.node.stage import Site, Stage, a_request, time_passes
 
 GOOD = "fact number 0 about tides says that water rises twice a day"
 ALSO_GOOD = "fact number 0 about tides says that seas fall two times a day"
@@ -40,7 +40,7 @@ async def test_answer_is_closed_when_its_last_segment_is_chosen(stage: Stage, pa
     stage.collector()
     segments = await stage.sealed(PARIS, num_segments=2)
     for segment in reversed(segments):
-        await asyncio.sleep(0.5)
+        await time_passes(0.5)
         await paris.send(segment, f"fact number {segment.index} about tides says that water rises.")
     events = await stage.events("r")
     assert kinds(events) == ["segment_chosen", "segment_chosen", "answered"]
@@ -79,7 +79,7 @@ async def test_late_candidate_of_a_loser_changes_nothing(stage: Stage, paris: Si
     await rome.send(segment, GOOD)
     before = await stage.answer()
     await paris.send(segment, ALSO_GOOD)
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert await stage.answer() == before
     assert stage.transport.num_messages(CANDIDATES) == 0
 
@@ -169,7 +169,7 @@ async def test_segment_that_fails_at_its_slow_place_is_hedged_when_its_fast_one_
     stage.collector(hedge_min_s=4.0)
     (segment,) = await stage.sealed(PARIS)
     await stage.store.place(segment, Placement(*ROME, 0.0, 10.0))
-    await asyncio.sleep(1)
+    await time_passes(1)
     await rome.send(segment, "", error="out of memory")
     await cloud.receive()
     assert stage.store.now() == pytest.approx(4.0)
@@ -259,7 +259,7 @@ async def test_death_between_counting_and_choosing_is_made_good_by_redelivery(st
 async def test_request_of_a_collector_that_died_is_hedged_by_another(stage: Stage, paris: Site, rome: Site) -> None:
     dying = stage.collector(hedge_min_s=2.0)
     await stage.sealed(PARIS)
-    await asyncio.sleep(1)
+    await time_passes(1)
     await dying.kill()
     stage.collector(hedge_min_s=2.0)
     await rome.receive()
@@ -299,7 +299,7 @@ async def test_placement_that_cannot_be_published_is_tried_again(stage: Stage, p
     stage.collector(hedge_min_s=2.0)
     stage.transport._max_messages = 0
     await stage.sealed(PARIS)
-    await asyncio.sleep(3.2)
+    await time_passes(3.2)
     assert [it.site for it in (await stage.record()).segments[0].placements] == ["paris"]
     stage.transport._max_messages = 10
     await rome.receive()
@@ -309,9 +309,9 @@ async def test_placement_that_cannot_be_published_is_tried_again(stage: Stage, p
 async def test_drained_collector_counts_no_more(stage: Stage, paris: Site) -> None:
     node = stage.collector()
     (segment,) = await stage.sealed(PARIS)
-    await asyncio.sleep(1)
+    await time_passes(1)
     await node.stop()
     await paris.send(segment, GOOD)
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert not (await stage.record()).segments[0].candidates
     assert stage.transport.num_messages(CANDIDATES) == 1

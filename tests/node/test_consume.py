@@ -10,6 +10,7 @@ from pice.errors import PiceError
 from pice.node.consume import backoff_s, bury, check_deliveries, consume
 from pice.transport.base import DEAD, Delivery, Subscription
 from pice.transport.memory import MemoryTransport
+from tests.node.stage import time_passes
 
 TOPIC = "pice.test"
 
@@ -28,7 +29,7 @@ class Consumer:
     async def handle(self, delivery: Delivery) -> None:
         self.num_running += 1
         try:
-            await asyncio.sleep(self.work_s)
+            await time_passes(self.work_s)
             self.handled.append(delivery.payload)
             await self.subscription.ack(delivery)
         finally:
@@ -54,9 +55,9 @@ async def consumer() -> AsyncIterator[Consumer]:
 async def test_no_more_than_the_limit_are_handled_at_once(consumer: Consumer) -> None:
     task = consumer.start(limit=2)
     await consumer.publish(b"a", b"b", b"c")
-    await asyncio.sleep(0.5)
+    await time_passes(0.5)
     assert consumer.num_running == 2
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert (consumer.num_running, consumer.handled) == (1, [b"a", b"b"])
     consumer.stopping.set()
     await task
@@ -65,7 +66,7 @@ async def test_no_more_than_the_limit_are_handled_at_once(consumer: Consumer) ->
 async def test_drain_waits_for_handlers_and_takes_no_more(consumer: Consumer) -> None:
     task = consumer.start(limit=1)
     await consumer.publish(b"a", b"b")
-    await asyncio.sleep(0.5)
+    await time_passes(0.5)
     consumer.stopping.set()
     await task
     assert (consumer.handled, consumer.transport.num_messages(TOPIC)) == ([b"a"], 1)
@@ -75,7 +76,7 @@ async def test_handlers_that_outlast_the_drain_are_cancelled_unacknowledged(cons
     consumer.work_s = 100.0
     task = consumer.start(drain_s=2.0)
     await consumer.publish(b"a")
-    await asyncio.sleep(1)
+    await time_passes(1)
     consumer.stopping.set()
     await task
     assert asyncio.get_running_loop().time() == pytest.approx(3.0)
@@ -84,7 +85,7 @@ async def test_handlers_that_outlast_the_drain_are_cancelled_unacknowledged(cons
 
 async def test_stop_while_nothing_runs_is_at_once(consumer: Consumer) -> None:
     task = consumer.start()
-    await asyncio.sleep(1)
+    await time_passes(1)
     consumer.stopping.set()
     await task
     assert asyncio.get_running_loop().time() == 1.0

@@ -17,7 +17,7 @@ from pice.store.memory import MemoryStore
 from pice.transport.base import CANDIDATES, Subscription
 from pice.transport.memory import MemoryTransport
 from tests.node.scripted import Script, ScriptedEngine
-from tests.node.stage import SEGMENTS, Stage, a_request, a_segment
+from tests.node.stage import SEGMENTS, Stage, a_request, a_segment, time_passes
 
 TEXT = "The moon pulls at the water."
 DOWN = EngineUnavailable("the model is being reloaded")
@@ -179,7 +179,7 @@ async def test_candidate_is_kept_while_their_queue_is_full(stage: Stage, watched
     await watched.send()
     candidate = await watched.receive()
     assert (candidate.text, candidate.error) == (TEXT, "")
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert watched.num_unacked == 0
 
 
@@ -188,7 +188,7 @@ async def test_news_of_a_failure_is_kept_while_the_queue_of_candidates_is_full(s
     stage.edge("paris", small(Script("", error=EngineError("out of memory"))))
     await watched.send()
     assert (await watched.receive()).error == "out of memory"
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert watched.num_unacked == 0
 
 
@@ -211,7 +211,7 @@ async def test_segment_for_another_site_is_put_aside_and_says_for_which(stage: S
     dead = await stage.dead()
     assert b"'rome'" in dead.headers["reason"]
     assert b"paris" in dead.headers["reason"]
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert (engine.prompts, work.num_unacked, work.num_candidates) == ([], 0, 0)
 
 
@@ -229,16 +229,16 @@ async def test_segment_that_is_no_longer_wanted_is_dropped_unexpanded(stage: Sta
     await work.send()
     await work.forget("r")
     stage.edge("paris", engine)
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert (engine.prompts, work.num_unacked, work.num_candidates) == ([], 0, 0)
 
 
 async def test_segment_past_its_deadline_is_dropped_unexpanded(stage: Stage, work: Work) -> None:
     engine = small()
     await work.send(timeout_s=5.0)
-    await asyncio.sleep(5)
+    await time_passes(5)
     stage.edge("paris", engine)
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert (engine.prompts, work.num_unacked, work.num_candidates) == ([], 0, 0)
 
 
@@ -248,7 +248,7 @@ async def test_segment_whose_deadline_passes_while_it_waits_is_dropped_unexpande
     await work.send("long")
     await work.send("short", timeout_s=5.0)
     assert (await work.receive()).request_id == "long"
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert (len(engine.prompts), work.num_unacked, work.num_candidates) == (1, 0, 0)
 
 
@@ -272,7 +272,7 @@ async def test_segments_of_an_ended_request_are_dropped_though_the_notice_was_lo
     stage.edge("paris", engine)
     for name in ("running", "waiting", "wanted"):
         await work.send(name)
-    await asyncio.sleep(1.5)
+    await time_passes(1.5)
     await work.forget("running")
     await work.forget("waiting")
     assert (await work.receive()).request_id == "wanted"
@@ -285,7 +285,7 @@ async def test_segment_in_hand_is_asked_after_until_it_is_finished(stage: Stage)
     work = Work(stage, await stage.transport.subscribe(CANDIDATES, group="collectors"))
     stage.edge("paris", small(slow(0.4)), sweep_s=1.0)
     await work.send()
-    await asyncio.sleep(20)
+    await time_passes(20)
     assert store.times_asked == 1 + 2
 
 
@@ -352,7 +352,7 @@ async def test_ended_request_stops_its_running_segment_and_the_next_one_starts(s
     stage.edge("paris", engine)
     for name in ("ended", "next"):
         await work.send(name)
-    await asyncio.sleep(2.5)
+    await time_passes(2.5)
     await work.forget("ended")
     assert (await work.receive()).request_id == "next"
     assert stage.store.now() == pytest.approx(2.5 + 6)
@@ -365,7 +365,7 @@ async def test_ended_request_takes_its_waiting_segments_out_of_the_window(stage:
     stage.edge("paris", engine, window=3)
     for name in ("running", "ended", "ended too", "beyond the window"):
         await work.send(name)
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert (await announced(stage)).num_outstanding == 3
     await work.forget("ended")
     await work.forget("ended too")
@@ -377,7 +377,7 @@ async def test_ended_request_takes_its_waiting_segments_out_of_the_window(stage:
 
 async def announced(stage: Stage) -> ModelState:
     """The state of the site's only model in its next heartbeat."""
-    await asyncio.sleep(1.01)
+    await time_passes(1.01)
     return (await state(stage)).models[0]
 
 
@@ -386,7 +386,7 @@ async def test_no_more_than_the_window_is_pulled(stage: Stage, work: Work) -> No
     for name in ("a", "b", "c"):
         await work.send(name)
     other = await stage.transport.subscribe(SEGMENTS, group="edge", partition=0)
-    await asyncio.sleep(0.5)
+    await time_passes(0.5)
     left = await other.receive()
     assert decode_as(Segment, left.payload).request_id == "c"
 
@@ -396,7 +396,7 @@ async def test_no_more_run_than_the_engine_takes(stage: Stage, work: Work) -> No
     stage.edge("paris", engine)
     for name in ("a", "b", "c"):
         await work.send(name)
-    await asyncio.sleep(0.5)
+    await time_passes(0.5)
     assert engine.num_running == 2
 
 
@@ -433,7 +433,7 @@ async def test_drain_finishes_what_runs_and_gives_the_rest_back(stage: Stage, wo
     node = stage.edge("paris", engine)
     for name in ("running", "waiting"):
         await work.send(name)
-    await asyncio.sleep(1)
+    await time_passes(1)
     await node.stop()
     assert stage.store.now() == pytest.approx(6)
     assert (await work.receive()).request_id == "running"
@@ -447,7 +447,7 @@ async def test_drained_node_leaves_no_load_behind(stage: Stage, work: Work) -> N
     node = stage.edge("paris", small(slow(), max_inflight=1), load=load, drain_s=1.0)
     for name in ("running", "waiting"):
         await work.send(name)
-    await asyncio.sleep(1)
+    await time_passes(1)
     assert load.num_outstanding == 2
     await node.stop()
     assert (load.num_outstanding, load.backlog_tokens) == (0, 0)
@@ -457,7 +457,7 @@ async def test_segment_cancelled_at_the_end_of_the_drain_is_redelivered(stage: S
     engine = small(slow())
     node = stage.edge("paris", engine, drain_s=2.0)
     await work.send()
-    await asyncio.sleep(1)
+    await time_passes(1)
     await node.stop()
     assert stage.store.now() == pytest.approx(3.0)
     assert (engine.num_running, work.num_unacked) == (0, 1)
@@ -469,25 +469,25 @@ async def test_heartbeat_announces_the_load_while_it_lasts(stage: Stage, work: W
     stage.edge("paris", small(slow(), max_inflight=1), heartbeat_s=1.0)
     await work.send("a", words=10)
     await work.send("b", words=10)
-    await asyncio.sleep(2.5)
+    await time_passes(2.5)
     (model,) = (await state(stage)).models
     assert (model.model, model.num_outstanding, model.backlog_tokens) == ("small", 2, 28 - 1)
-    await asyncio.sleep(20)
+    await time_passes(20)
     (model,) = (await state(stage)).models
     assert (model.num_outstanding, model.backlog_tokens) == (0, 0)
 
 
 async def test_site_is_forgotten_once_its_node_is_gone(stage: Stage) -> None:
     node = stage.edge("paris", small(), heartbeat_s=1.0, heartbeat_ttl_s=5.0)
-    await asyncio.sleep(20)
+    await time_passes(20)
     assert [site.site for site in await stage.store.sites()] == ["paris"]
     await node.kill()
-    await asyncio.sleep(5.1)
+    await time_passes(5.1)
     assert await stage.store.sites() == []
 
 
 async def test_draining_site_says_so_at_once(stage: Stage) -> None:
     node = stage.edge("paris", small(), heartbeat_s=1.0)
-    await asyncio.sleep(0.5)
+    await time_passes(0.5)
     await node.stop()
     assert (await state(stage)).draining

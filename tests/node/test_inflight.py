@@ -12,7 +12,7 @@ from pice.store.base import Unwanted
 from pice.store.memory import MemoryStore
 from pice.transport.base import Subscription
 from pice.transport.memory import MemoryTransport
-from tests.node.stage import a_request
+from tests.node.stage import a_request, time_passes
 
 TOPIC = "pice.test"
 
@@ -65,7 +65,7 @@ async def test_news_drops_and_acknowledges_what_it_is_about(hands: Hands, news: 
     watch = asyncio.ensure_future(hands.inflight.watch(hands.store.notices()))
     await asyncio.sleep(0)
     hands.store._notify(news)
-    await asyncio.sleep(1)
+    await time_passes(1)
     watch.cancel()
     assert (hands.dropped, hands.num_unacked) == (dropped, 4 - len(dropped))
 
@@ -77,7 +77,7 @@ async def test_finished_work_is_not_dropped(hands: Hands) -> None:
     watch = asyncio.ensure_future(hands.inflight.watch(hands.store.notices()))
     await asyncio.sleep(0)
     hands.store._notify(Unwanted("r", 1))
-    await asyncio.sleep(1)
+    await time_passes(1)
     watch.cancel()
     assert (hands.dropped, hands.num_unacked) == ([], 2)
 
@@ -97,8 +97,8 @@ async def test_sweep_drops_what_is_no_longer_wanted_though_no_news_came(hands: H
         await hands.take(name, name)
     await hands.store.close_request("ended", None, Failure("ended", "cancelled", "gone"))
     sweep = asyncio.ensure_future(hands.inflight.sweep(hands.store, every_s=2.0))
-    await asyncio.sleep(1.9)
+    await time_passes(1.9)
     assert hands.dropped == []
-    await asyncio.sleep(5)
+    await time_passes(5)
     sweep.cancel()
     assert (hands.dropped, hands.num_unacked) == (["ended"], 1)

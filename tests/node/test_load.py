@@ -1,7 +1,5 @@
 """What a node knows of its own load, and of the sites."""
 
-import asyncio
-
 import pytest
 
 from pice.core import SiteState
@@ -9,7 +7,7 @@ from pice.node.load import Load
 from pice.node.sites import SiteNews
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.store.memory import MemoryStore
-from tests.node.stage import Stage
+from tests.node.stage import Stage, time_passes
 
 
 class Asked(MemoryStore):
@@ -27,7 +25,7 @@ async def test_heartbeats_are_looked_at_no_more_often_than_they_may_change() -> 
     news = SiteNews(store, EarliestFinish(PlanPolicy()), max_age_s=1.0)
     for _ in range(4):
         await news.refresh()
-        await asyncio.sleep(0.5)
+        await time_passes(0.5)
     assert store.times_asked == 2
 
 

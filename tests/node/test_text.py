@@ -1,10 +1,9 @@
 """Text becomes few events and loses nothing."""
 
-import asyncio
-
 from pice.core import Event
 from pice.node.text import TextEvents
 from pice.store.memory import MemoryStore
+from tests.node.stage import time_passes
 
 
 class Noting(MemoryStore):
@@ -27,7 +26,7 @@ async def test_first_text_is_shown_at_once_and_the_rest_gathered() -> None:
     events = TextEvents(store, EVENT, interval_s=1.0)
     for word in ("a", "b", "c", "d"):
         await events.write(word)
-        await asyncio.sleep(0.5)
+        await time_passes(0.5)
     await events.flush()
     assert store.emitted == [(0.0, "a"), (1.0, "bc"), (2.0, "d")]
 
