@@ -16,6 +16,8 @@ PromptKind = Literal["answer", "sketch", "expand"]
 
 CLOUD_SITE = "cloud"
 """Name of the site that stands for the cloud engine itself, so that falling back to it is an ordinary placement."""
+NUM_SEEDS = 2**32 - 1
+"""Seeds are 0 to one less than this: llama.cpp takes the last 32-bit number for "any seed"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from pice.core import Message, Mode, Sampling
+from pice.core import NUM_SEEDS, Message, Mode, Sampling
 
 UNSUPPORTED = "unsupported_parameter"
 """Type of the validation errors that say: understood, but PICE cannot do that."""
-
-NUM_SEEDS = 2**32 - 1
-"""Seeds are 0 to one below this: llama.cpp has 32 bits for them and means none by the last."""
 
 _DEFAULT = Sampling()
 

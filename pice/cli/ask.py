@@ -13,12 +13,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pice.batch.body import NUM_SEEDS
 from pice.cli.options import ConfigOption, MaxTokensOption, QuestionArgument, SetOption, SystemOption
 from pice.cli.session import FAILED, OK, messages, report, with_pipeline
 from pice.cli.show import Screen, figures, printable
 from pice.config import load_settings
-from pice.core import Answer, Event, Failure, Mode, Sampling
+from pice.core import NUM_SEEDS, Answer, Event, Failure, Mode, Sampling
 from pice.errors import RequestFailed
 from pice.pipeline import Pipeline
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pice.core import FinishReason, Prompt, Sampling
+from pice.core import NUM_SEEDS, FinishReason, Prompt, Sampling
 from pice.engine.base import Piece
 from pice.engine.llama_batch import Batch, Sequence
 from pice.engine.llama_text import Text
@@ -17,9 +17,6 @@ from pice.errors import EngineError, InputError, PiceError, PromptTooLong
 
 if TYPE_CHECKING:
     from pice.engine.llama_native import Model, Sampler
-
-MAX_SEED = 2**32 - 1
-"""llama.cpp takes this one for "choose yourself"."""
 
 LARGEST = 1e6
 """Well inside of what single floats hold, in which llama.cpp reckons: an infinite number would end in no number."""
@@ -111,7 +108,7 @@ class Owner:
                 max_tokens=sampling.max_tokens,
                 context_tokens=self._model.context_tokens,
             )
-        seed = self._rng.randrange(MAX_SEED) if sampling.seed is None else sampling.seed
+        seed = self._rng.randrange(NUM_SEEDS) if sampling.seed is None else sampling.seed
         sampler = self._model.sampler(sampling, call.prompt.grammar, seed)
         sequence = Sequence(tokens, sampling.max_tokens)
         self._generations[sequence] = _Generation(call, sequence, sampler, Text(sampling.stop))
@@ -207,7 +204,7 @@ def check_sampling(sampling: Sampling) -> None:
         "repeat_penalty": (repeat, 1 / LARGEST <= repeat <= LARGEST, f"from {1 / LARGEST:g} to {LARGEST:g}"),
         "presence_penalty": (presence, -LARGEST <= presence <= LARGEST, f"from {-LARGEST:g} to {LARGEST:g}"),
         "frequency_penalty": (frequency, -LARGEST <= frequency <= LARGEST, f"from {-LARGEST:g} to {LARGEST:g}"),
-        "seed": (sampling.seed, sampling.seed is None or 0 <= sampling.seed < MAX_SEED, f"from 0 to {MAX_SEED - 1}"),
+        "seed": (sampling.seed, sampling.seed is None or 0 <= sampling.seed < NUM_SEEDS, f"from 0 to {NUM_SEEDS - 1}"),
         "stop": (sampling.stop, all(sampling.stop), "strings that are not empty"),
     }
     for name, (value, right, expected) in rules.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from pice.core import (
     CLOUD_SITE,
+    NUM_SEEDS,
     Answer,
     Event,
     EventKind,
@@ -31,9 +32,6 @@ from pice.sketch.parser import Direct, Item, SketchParser
 from pice.sketch.prompts import PromptSet
 from pice.sketch.segments import SegmentBuilder, expected_tokens, merge_points, token_budget
 from pice.store.base import Store
-
-_NUM_SEEDS = 2**32 - 1
-"""llama.cpp takes the last 32-bit number for "any seed"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +170,7 @@ class Attempt:
         sampling = replace(
             self._request.sampling,
             max_tokens=max_tokens,
-            seed=None if seed is None else (seed + self._num_segments) % _NUM_SEEDS,
+            seed=None if seed is None else (seed + self._num_segments) % NUM_SEEDS,
         )
         await self._send(self._segment("expand", points, words, sampling))
 
