@@ -20,12 +20,12 @@ from pice.plan.estimate import decode_s, finish_s, prefill_s, wait_s
 
 _SEGMENT_PROMPT_TOKENS = 80
 """What the expand prompt adds to the question itself, sketch included; a planning figure."""
-_ROUNDS_OF_MEMORY = 200
+_NUM_REMEMBERED = 200
 
 
 @dataclass(frozen=True, slots=True)
 class PlanPolicy:
-    """Settings of the planner; see `pice.config.PlannerSettings` for what each is for."""
+    """Settings of the planner; see `pice.settings.PlannerSettings` for what each is for."""
 
     margin: float = 0.1
     sketch_ratio: float = 0.2
@@ -40,7 +40,7 @@ class EarliestFinish:
     def __init__(self, policy: PlanPolicy) -> None:
         self._policy = policy
         self._board = SiteBoard()
-        self._lengths: deque[int] = deque(maxlen=_ROUNDS_OF_MEMORY)
+        self._lengths: deque[int] = deque(maxlen=_NUM_REMEMBERED)
 
     def see(self, sites: Sequence[SiteState]) -> None:
         self._board.see(sites)
