@@ -18,8 +18,8 @@ from types import ModuleType
 
 from pice.core import Curve, Prompt, Sampling
 from pice.engine.base import EngineInfo, Piece
-from pice.engine.llama_batch import Batch
-from pice.engine.llama_owner import Answer, Call, Owner, check_sampling
+from pice.engine.llama.batch import Batch
+from pice.engine.llama.owner import Answer, Call, Owner, check_sampling
 from pice.errors import ConfigError, EngineError, EngineUnavailable, PiceError
 
 DEFAULT_N_CTX = 8192
@@ -214,17 +214,17 @@ def _check_settings(*, n_ctx: int | None, n_seq_max: int, n_threads: int | None,
 
 
 def _native() -> ModuleType:
-    """The module that imports llama_cpp, with what the library reads from the environment set before.
+    """The module of the model, with what the library reads from the environment set before.
 
     Threads that spin at barriers stand still when anything else, such as the event loop, wants their core.
     """
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        from pice.engine import llama_native
+        from pice.engine.llama import model
     except ImportError as error:
         raise ConfigError(f'a GGUF model needs llama-cpp-python: pip install "pice[llama]" ({error})') from error
-    return llama_native
+    return model
 
 
 async def _answer(call: Call) -> Piece | int:

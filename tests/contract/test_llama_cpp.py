@@ -15,14 +15,14 @@ import pytest
 
 from pice.core import Message, Prompt, Sampling
 from pice.engine.base import Piece
+from pice.engine.llama.text import ChatTemplate
 from pice.engine.llama_cpp import LlamaCppEngine
-from pice.engine.llama_text import ChatTemplate
 from pice.errors import ConfigError, EngineError, EngineUnavailable, InputError, ModelLoadError, PromptTooLong
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 pytest.importorskip("gguf", reason="the PyPI package gguf, which writes the models, is not installed")
 
-from pice.engine import llama_native  # noqa: E402  (needs llama_cpp)
+from pice.engine.llama import model as llama_model  # noqa: E402  (needs llama_cpp)
 from tools.tiny_gguf import CHATML, NEVER, PRESETS, WORDS, write_tiny_gguf  # noqa: E402  (needs gguf)
 
 DEADLINE_S = 60.0
@@ -102,7 +102,7 @@ Decode = Callable[[Any, Sequence[Any]], bool]
 
 
 def watch_decode(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Decode], Decode]) -> None:
-    monkeypatch.setattr(llama_native.Model, "decode", wrap(llama_native.Model.decode))
+    monkeypatch.setattr(llama_model.Model, "decode", wrap(llama_model.Model.decode))
 
 
 async def test_generations_decoded_together_write_what_each_writes_alone(engine: LlamaCppEngine) -> None:
@@ -377,7 +377,7 @@ async def test_generation_alone_that_finds_no_memory_fails_and_the_next_one_runs
     engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(llama_native.Model, "decode", lambda _self, _chunks: False)
+        patched.setattr(llama_model.Model, "decode", lambda _self, _chunks: False)
         with pytest.raises(EngineError, match="memory"):
             await generate(engine, asking())
     assert len(await generate(engine, asking())) == GREEDY.max_tokens
@@ -540,7 +540,7 @@ async def test_start_given_up_while_loading_leaves_nothing_behind(
         loop.call_soon_threadsafe(loading.set)
         assert closing.wait(DEADLINE_S)
 
-    monkeypatch.setattr(llama_native, "_check_file", wait)
+    monkeypatch.setattr(llama_model, "_check_file", wait)
     engine = LlamaCppEngine(path=models / "endless.gguf", n_threads=1)
     start = asyncio.create_task(engine.start())
     await loading.wait()
@@ -575,7 +575,7 @@ async def test_failure_of_the_owner_fails_every_call_and_says_so(
     def fail(_self: Any, _samplers: object) -> None:
         raise RuntimeError("the sky fell")
 
-    monkeypatch.setattr(llama_native.Model, "draw", fail)
+    monkeypatch.setattr(llama_model.Model, "draw", fail)
     for pieces in running:
         with pytest.raises(EngineError, match="the sky fell"):
             await exhaust(pieces)
@@ -595,8 +595,8 @@ def test_settings_out_of_range_are_refused(settings: dict[str, int]) -> None:
 async def test_library_that_is_not_installed_is_named_with_the_command_that_installs_it(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pice.engine.llama_native", None)
-    monkeypatch.delattr("pice.engine.llama_native")
+    monkeypatch.setitem(sys.modules, "pice.engine.llama.model", None)
+    monkeypatch.delattr("pice.engine.llama.model", raising=False)
     engine = LlamaCppEngine(path=models / "endless.gguf")
     with pytest.raises(ConfigError, match=r"pip install \"pice\[llama\]\""):
         await engine.start()

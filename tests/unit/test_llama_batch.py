@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pice.engine.llama_batch import MIN_SHARED_TOKENS, PREFILL_TOKENS, Batch, Chunk, Sequence, num_common_tokens
+from pice.engine.llama.batch import MIN_SHARED_TOKENS, PREFILL_TOKENS, Batch, Chunk, Sequence, num_common_tokens
 
 PREFIX = list(range(1000, 1040))
 

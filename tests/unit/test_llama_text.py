@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pice.core import Message, Prompt
-from pice.engine.llama_text import CHATML, ChatTemplate, Text, grammar_problem
+from pice.engine.llama.text import CHATML, ChatTemplate, Text, grammar_problem
 from pice.errors import InputError, ModelLoadError
 
 ASKED = Prompt(messages=(Message("system", "Be brief."), Message("user", "Why {{ 1 + 1 }}?")))

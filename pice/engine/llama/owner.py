@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from pice.core import NUM_SEEDS, FinishReason, Prompt, Sampling
 from pice.engine.base import Piece
-from pice.engine.llama_batch import Batch, Sequence
-from pice.engine.llama_text import Text
+from pice.engine.llama.batch import Batch, Sequence
+from pice.engine.llama.text import Text
 from pice.errors import EngineError, InputError, PiceError, PromptTooLong
 
 if TYPE_CHECKING:
-    from pice.engine.llama_native import Model, Sampler
+    from pice.engine.llama.draw import Sampler
+    from pice.engine.llama.model import Model
 
 LARGEST = 1e6
 """Well inside of what single floats hold, in which llama.cpp reckons: an infinite number would end in no number."""
@@ -92,7 +93,7 @@ class Owner:
 
     def _begin(self, call: Call) -> None:
         try:
-            tokens = self._model.tokens(call.prompt)
+            tokens = self._model.vocabulary.tokens(call.prompt)
             if call.sampling is None:
                 self._said.append((call, len(tokens)))
             else:
@@ -149,8 +150,8 @@ class Owner:
         sequence.tokens.append(token)
         generation.num_tokens += 1
         generation.logprobs.append(logprob)
-        complete = self._model.ends(token)
-        new = "" if complete else text.feed(self._model.piece(token))
+        complete = self._model.vocabulary.ends(token)
+        new = "" if complete else text.feed(self._model.vocabulary.piece(token))
         reason: FinishReason | None = None
         if complete or text.stopped:
             reason = "stop"

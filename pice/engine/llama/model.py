@@ -1,0 +1,189 @@
+"""A GGUF model and its context: what is in memory, and the step that adds to it."""
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pice.core import Sampling
+from pice.engine.llama.batch import Chunk
+from pice.engine.llama.draw import Drawing, Sampler
+from pice.engine.llama.native import llama_cpp, log, quick
+from pice.engine.llama.vocabulary import Vocabulary
+from pice.errors import EngineError, EngineUnavailable, ModelLoadError
+
+_get_logits = quick("llama_get_logits")
+_seq_rm = quick("llama_memory_seq_rm")
+_seq_cp = quick("llama_memory_seq_cp")
+
+
+class Model:
+    """A loaded model with one context, whose memory is shared by up to `n_seq_max` sequences.
+
+    Raises:
+        ModelLoadError: with what llama.cpp said of the file.
+        ConfigError: no chat template of that name.
+        EngineUnavailable: `stopped` became true while loading.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int | None,
+        default_n_ctx: int,
+        n_seq_max: int,
+        n_threads: int,
+        n_batch: int,
+        n_gpu_layers: int,
+        chat_template: str | None,
+        stopped: Callable[[], bool],
+    ) -> None:
+        _check_file(path)
+        self._context: Any = None
+        self._model = _load(path, n_gpu_layers, stopped)
+        try:
+            trained = llama_cpp.llama_model_n_ctx_train(self._model)
+            self.num_cells = n_ctx or min(trained, default_n_ctx)
+            self.context_tokens = min(self.num_cells, trained)
+            self.shares_prefixes = not (
+                llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
+            )
+            self.vocabulary = Vocabulary(self._model, chat_template=chat_template)
+            self._context = self._make_context(n_seq_max, n_threads, n_batch)
+            self._memory = llama_cpp.llama_get_memory(self._context)
+            if llama_cpp.llama_model_has_encoder(self._model) or not self._memory:
+                raise ModelLoadError(f"{path}: expected a model that continues text, got an encoder")
+        except BaseException:
+            self.close()
+            raise
+        self._batch = _Batch(n_batch)
+        self._outputs: list[int] = []
+        self._drawing = Drawing(self.vocabulary.num_tokens)
+
+    def sampler(self, sampling: Sampling, grammar: str, seed: int) -> Sampler:
+        """For the caller to free.
+
+        Raises:
+            InputError: the grammar is wrong.
+        """
+        return Sampler(self.vocabulary.native, self.vocabulary.num_tokens, sampling, grammar, seed)
+
+    def decode(self, chunks: Sequence[Chunk]) -> bool:
+        """Evaluates the chunks as one batch; False when memory is short, with nothing changed.
+
+        Raises:
+            EngineError: llama.cpp failed.
+        """
+        self._outputs = self._batch.fill(chunks)
+        status = llama_cpp.llama_decode(self._context, self._batch.native)
+        if status == 0:
+            llama_cpp.llama_synchronize(self._context)
+        elif status != 1:
+            raise EngineError(f"llama_decode returned {status}: {log.reason()}")
+        return bool(status == 0)
+
+    def draw(self, samplers: Sequence[Sampler]) -> list[tuple[int, float] | None]:
+        """The next token and its natural log-probability for each chunk of the last decode that was its sequence's
+        `last`, in order; None where the model or the grammar leaves no token to draw."""
+        if not samplers:
+            return []
+        shape = (len(self._outputs), self.vocabulary.num_tokens)
+        logits = np.ctypeslib.as_array(_get_logits(self._context), shape=shape)
+        return self._drawing.draw(self._context, logits, self._outputs, samplers)
+
+    def share(self, source_id: int, target_id: int, num_tokens: int) -> None:
+        """The first `num_tokens` tokens in memory of one sequence become those of another too."""
+        _seq_cp(self._memory, source_id, target_id, 0, num_tokens)
+
+    def forget(self, seq_id: int) -> None:
+        """Frees the memory that only this sequence uses."""
+        _seq_rm(self._memory, seq_id, -1, -1)
+
+    def close(self) -> None:
+        """Frees everything but samplers. May be called twice."""
+        context, self._context = self._context, None
+        model, self._model = self._model, None
+        if context:
+            llama_cpp.llama_free(context)
+        if model:
+            llama_cpp.llama_model_free(model)
+
+    def _make_context(self, n_seq_max: int, n_threads: int, n_batch: int) -> Any:
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = self.num_cells
+        parameters.n_batch = n_batch
+        parameters.n_seq_max = n_seq_max
+        parameters.n_threads = parameters.n_threads_batch = n_threads
+        parameters.kv_unified = True
+        log.lines.clear()
+        context = llama_cpp.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise ModelLoadError(f"no context of {self.num_cells} tokens can be made: {log.reason()}")
+        return context
+
+
+class _Batch:
+    """The arrays of one `llama_batch`, ours and reused, so that nothing is allocated or freed in a step."""
+
+    def __init__(self, n_batch: int) -> None:
+        self._tokens = np.zeros(n_batch, np.int32)
+        self._positions = np.zeros(n_batch, np.int32)
+        self._seq_ids = np.zeros(n_batch, np.int32)
+        self._num_ids = np.ones(n_batch, np.int32)
+        self._logits = np.zeros(n_batch, np.int8)
+        stride = self._seq_ids.itemsize
+        self._addresses = (self._seq_ids.ctypes.data + stride * np.arange(n_batch)).astype(np.uintp)
+        ints = ctypes.POINTER(ctypes.c_int32)
+        self.native = llama_cpp.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(ints),
+            pos=self._positions.ctypes.data_as(ints),
+            n_seq_id=self._num_ids.ctypes.data_as(ints),
+            seq_id=self._addresses.ctypes.data_as(ctypes.POINTER(ints)),
+            logits=self._logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Writes the chunks one after another; returns the places of the tokens that ask for logits."""
+        outputs = []
+        end = 0
+        for chunk in chunks:
+            begin, end = end, end + len(chunk.tokens)
+            self._tokens[begin:end] = chunk.tokens
+            self._positions[begin:end] = range(chunk.start, chunk.start + len(chunk.tokens))
+            self._seq_ids[begin:end] = chunk.sequence.seq_id
+            self._logits[begin:end] = 0
+            if chunk.last:
+                self._logits[end - 1] = 1
+                outputs.append(end - 1)
+        self.native.n_tokens = end
+        return outputs
+
+
+def _check_file(path: Path) -> None:
+    """Raises `ModelLoadError` for what is no GGUF file at all; llama.cpp itself finds one that is cut off."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from error
+    if magic != b"GGUF":
+        raise ModelLoadError(f"{path}: expected a GGUF model, got {'an empty file' if not magic else repr(magic)}")
+
+
+def _load(path: Path, n_gpu_layers: int, stopped: Callable[[], bool]) -> Any:
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.n_gpu_layers = n_gpu_layers
+    go_on = llama_cpp.llama_progress_callback(lambda _progress, _data: not stopped())
+    parameters.progress_callback = go_on
+    log.lines.clear()
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), parameters)
+    if not model and stopped():
+        raise EngineUnavailable(f"{path}: closed while loading")
+    if not model:
+        raise ModelLoadError(f"{path}: {log.reason()}")
+    return model
