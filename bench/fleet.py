@@ -1,6 +1,7 @@
 """A cloud and a fleet of equal sites on a virtual clock: the real nodes, emulated engines, links with a round trip."""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -101,8 +102,10 @@ class WatchedEngine(EmulatedEngine):
 
     lines_s: list[float]
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
-        async with aclosing(super().generate(prompt, sampling)) as pieces:
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, *, deadline_s: float = math.inf
+    ) -> AsyncGenerator[Piece, None]:
+        async with aclosing(super().generate(prompt, sampling, deadline_s=deadline_s)) as pieces:
             async for piece in pieces:
                 now_s = asyncio.get_running_loop().time()
                 self.lines_s.extend(now_s for _ in range(piece.text.count("\n")))

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -88,7 +89,13 @@ class InstantEngine(EmulatedEngine):
     def info(self) -> EngineInfo:
         return self._claimed
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        deadline_s: float = math.inf,  # noqa: ARG002  (nothing waits)
+    ) -> AsyncGenerator[Piece, None]:
         key = (self._claimed.model, prompt, sampling)
         if key not in self._known:
             self._known[key] = [piece async for piece in super().generate(prompt, sampling)]

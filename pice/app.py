@@ -12,8 +12,9 @@ from typing import Any
 from pice.answer.score import Weights
 from pice.answer.steps import EnsemblePolicy
 from pice.config import load_settings
-from pice.core import CLOUD_SITE, Curve
+from pice.core import CLOUD_SITE, NUM_SEEDS, Curve
 from pice.engine.base import Engine
+from pice.engine.llama.options import ROUGH_CURVE, LlamaOptions
 from pice.errors import InputError
 from pice.node.client import Client
 from pice.node.cloud import CloudNode, CloudPolicy
@@ -189,16 +190,7 @@ def make_engine(settings: EngineSettings, rng: random.Random, *, num_threads: in
         case LlamaCppSettings():
             from pice.engine.llama_cpp import LlamaCppEngine
 
-            return LlamaCppEngine(
-                path=settings.path,
-                n_ctx=settings.n_ctx,
-                n_seq_max=settings.n_seq_max,
-                n_threads=settings.n_threads or num_threads,
-                n_batch=settings.n_batch,
-                n_gpu_layers=settings.n_gpu_layers,
-                chat_template=settings.chat_template or None,
-                curve=curve,
-            )
+            return LlamaCppEngine(_llama_options(settings, rng, num_threads=num_threads))
         case OpenAISettings():
             from pice.engine.openai import OpenAIEngine
 
@@ -217,6 +209,25 @@ def make_engine(settings: EngineSettings, rng: random.Random, *, num_threads: in
                 max_retries=settings.max_retries,
                 dialect=settings.dialect,
             )
+
+
+def _llama_options(settings: LlamaCppSettings, rng: random.Random, *, num_threads: int) -> LlamaOptions:
+    return LlamaOptions(
+        path=settings.path,
+        n_ctx=settings.n_ctx,
+        n_seq_max=settings.n_seq_max,
+        n_threads=settings.n_threads or num_threads,
+        n_batch=settings.n_batch,
+        n_ubatch=settings.n_ubatch,
+        n_gpu_layers=settings.n_gpu_layers,
+        kv_type=settings.kv_type,
+        flash_attn=settings.flash_attn,
+        mmap=settings.mmap,
+        prefix_cache_tokens=settings.prefix_cache_tokens,
+        chat_template=settings.chat_template or None,
+        curve=settings.curve.curve() if settings.curve else ROUGH_CURVE,
+        seed=rng.randrange(NUM_SEEDS),
+    )
 
 
 def _plan_policy(settings: Settings) -> PlanPolicy:

@@ -1,5 +1,6 @@
 """The engine port: one loaded model that writes text."""
 
+import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,7 +28,8 @@ class Piece:
 
     `num_tokens` tokens were drawn for it (a piece may hold several, and text may lag behind tokens while a UTF-8
     character is incomplete); `logprobs` holds one natural log-probability per token, or is empty. The last piece
-    has `finish_reason` set and carries the totals of the prompt.
+    has `finish_reason` set and carries the totals of the prompt, and for how long the generation waited inside the
+    engine before anything of it was evaluated (0 where the engine cannot tell).
     """
 
     text: str
@@ -36,6 +38,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    queue_s: float = 0.0
 
 
 class Engine(Protocol):
@@ -59,8 +62,13 @@ class Engine(Protocol):
         engine cannot count exactly."""
         ...
 
-    def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    def generate(
+        self, prompt: Prompt, sampling: Sampling, *, deadline_s: float = math.inf
+    ) -> AsyncGenerator[Piece, None]:
         """Pieces of the text, in order; exactly the last has a `finish_reason`.
+
+        Of generations that wait inside the engine the one with the earliest `deadline_s` (a point on the event loop's
+        clock) begins first, where it orders them itself; the deadline is not otherwise kept to.
 
         Closing the generator (`aclose`, or cancelling the task that iterates) frees the sequence within one decode
         step. Stop strings are not part of the text. All checks are made before anything is evaluated, at the first

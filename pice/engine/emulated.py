@@ -4,6 +4,7 @@ It waits on loop timers alone, so it runs under a virtual clock as it runs live.
 """
 
 import asyncio
+import math
 import random
 import zlib
 from collections.abc import AsyncGenerator
@@ -66,10 +67,12 @@ class EmulatedEngine:
     async def count_tokens(self, prompt: Prompt) -> int:
         return _count_tokens(prompt)
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, *, deadline_s: float = math.inf
+    ) -> AsyncGenerator[Piece, None]:
         num_prompt_tokens = self._admit(prompt, sampling)
         pieces, error = self._write(prompt, sampling, num_prompt_tokens)
-        sequence = self._batch.enter([piece.num_tokens for piece in pieces], num_prompt_tokens)
+        sequence = self._batch.enter([piece.num_tokens for piece in pieces], num_prompt_tokens, deadline_s)
         try:
             if self._batch.instant:
                 await asyncio.sleep(0)

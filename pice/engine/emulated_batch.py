@@ -5,7 +5,6 @@ It waits on loop timers alone.
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Iterable
 from heapq import heappop, heappush
 from itertools import accumulate, count
@@ -69,7 +68,7 @@ class Batch:
         self._num_free = max_inflight
         self._num_decoding = 0
         self._numbers = count()
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: _Heap = []
         self._prefilling: _Heap = []
         self._decoding: _Heap = []
         self._steps = 0.0
@@ -78,13 +77,13 @@ class Batch:
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
 
-    def enter(self, num_tokens: Iterable[int], num_prompt_tokens: int) -> Sequence:
+    def enter(self, num_tokens: Iterable[int], num_prompt_tokens: int, deadline_s: float = math.inf) -> Sequence:
         sequence = Sequence(next(self._numbers), num_tokens, prefill_s(self._curve, num_prompt_tokens))
         if self.instant and not self._paused:
             sequence.num_ready, sequence.state = len(sequence.ends), "gone"
         else:
             self._catch_up()
-            self._waiting.append(sequence)
+            heappush(self._waiting, (deadline_s, sequence.number, sequence))
             self._advance()
         return sequence
 
@@ -96,7 +95,7 @@ class Batch:
 
     def fail(self, error: EngineError) -> None:
         self._catch_up()
-        for sequence in (*self._waiting, *(entry[2] for entry in (*self._prefilling, *self._decoding))):
+        for sequence in [entry[2] for entry in (*self._waiting, *self._prefilling, *self._decoding)]:
             if sequence.state != "gone":
                 self._release(sequence)
                 sequence.num_ready, sequence.error = 0, error
@@ -179,7 +178,7 @@ class Batch:
 
     def _admit(self) -> None:
         while self._num_free and self._waiting:
-            sequence = self._waiting.popleft()
+            sequence = heappop(self._waiting)[2]
             if sequence.state == "waiting":
                 sequence.state = "prefilling"
                 self._num_free -= 1

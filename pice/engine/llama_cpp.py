@@ -7,73 +7,32 @@ an engine in a process of its own.
 
 import asyncio
 import logging
+import math
 import os
 import queue
 import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 
-from pice.core import Curve, Prompt, Sampling
+from pice.core import Prompt, Sampling
 from pice.engine.base import EngineInfo, Piece
 from pice.engine.llama.batch import Batch
+from pice.engine.llama.options import LlamaOptions
 from pice.engine.llama.owner import Answer, Call, Owner, check_sampling
 from pice.errors import ConfigError, EngineError, EngineUnavailable, PiceError
-
-DEFAULT_N_CTX = 8192
-"""Tokens of memory where none are asked for; a model's own maximum can be far more than a small machine has."""
-
-ROUGH_CURVE = Curve(batch=(1, 8), step_s=(0.05, 0.08), prefill_s_per_token=0.005, base_s=0.05)
-"""A 1-billion-parameter model on a few cores, within a factor of some: measure, and say so in the configuration."""
 
 _logger = logging.getLogger(__name__)
 
 
 class LlamaCppEngine:
-    """An `Engine` on a GGUF file.
+    """An `Engine` on a GGUF file."""
 
-    Args:
-        path: the model file.
-        model: its name; the file's stem if not given.
-        n_ctx: tokens of memory, shared by all running sequences; None is the model's own, at most `DEFAULT_N_CTX`.
-        n_seq_max: sequences decoded at once; further ones wait.
-        n_threads: None is one per core. Engines that share cores must share them out.
-        n_batch: tokens evaluated in one step at most; bounds how long a step, and so a cancellation, can take.
-        curve: its timing, if measured.
-        chat_template: a template's name in the file, or "chatml"; None is the file's default.
-        seed: of the seeds of generations that bring none.
-
-    Raises:
-        ConfigError: a number is out of range.
-    """
-
-    def __init__(
-        self,
-        *,
-        path: Path,
-        model: str = "",
-        n_ctx: int | None = None,
-        n_seq_max: int = 8,
-        n_threads: int | None = None,
-        n_batch: int = 512,
-        n_gpu_layers: int = 0,
-        curve: Curve | None = None,
-        chat_template: str | None = None,
-        seed: int = 0,
-    ) -> None:
-        _check_settings(n_ctx=n_ctx, n_seq_max=n_seq_max, n_threads=n_threads, n_batch=n_batch)
-        self._path = Path(path)
-        self._model = model or self._path.stem
-        self._n_ctx = n_ctx
-        self._n_seq_max = n_seq_max
-        self._n_threads = n_threads or os.cpu_count() or 1
-        self._n_batch = n_batch
-        self._n_gpu_layers = n_gpu_layers
-        self._curve = curve or ROUGH_CURVE
-        self._chat_template = chat_template
-        self._rng = random.Random(seed)
+    def __init__(self, options: LlamaOptions) -> None:
+        self._options = options
+        self._model = options.name
+        self._rng = random.Random(options.seed)
         self._info: EngineInfo | None = None
         self._error: PiceError | None = None
         self._inbox: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
@@ -115,9 +74,11 @@ class LlamaCppEngine:
             assert isinstance(answer, int)
             return answer
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, *, deadline_s: float = math.inf
+    ) -> AsyncGenerator[Piece, None]:
         check_sampling(sampling)
-        with self._opened(Call(prompt, sampling)) as call:
+        with self._opened(Call(prompt, sampling, deadline_s)) as call:
             while True:
                 piece = await _answer(call)
                 assert isinstance(piece, Piece)
@@ -163,21 +124,12 @@ class LlamaCppEngine:
         self._post(self._on_end, error)
 
     def _load_and_serve(self) -> None:
-        model = _native().Model(
-            self._path,
-            n_ctx=self._n_ctx,
-            default_n_ctx=DEFAULT_N_CTX,
-            n_seq_max=self._n_seq_max,
-            n_threads=self._n_threads,
-            n_batch=self._n_batch,
-            n_gpu_layers=self._n_gpu_layers,
-            chat_template=self._chat_template,
-            stopped=self._stopping.is_set,
-        )
+        model = _native().Model(self._options, stopped=self._stopping.is_set)
+        options = self._options
         try:
-            batch = Batch(model.num_cells, self._n_seq_max, self._n_batch, model.shares_prefixes)
+            batch = Batch(model.num_cells, options.n_seq_max, options.n_batch, model.shares_prefixes)
             owner = Owner(self._model, model, batch, self._rng)
-            info = EngineInfo(self._model, model.context_tokens, self._n_seq_max, self._curve)
+            info = EngineInfo(options.name, model.context_tokens, options.n_seq_max, options.curve)
             self._post(self._on_ready, info)
             owner.serve(self._inbox, self._stopping, lambda said: self._post(_deliver, said))
         finally:
@@ -199,18 +151,6 @@ class LlamaCppEngine:
             call.answers.put_nowait(_again(error))
         self._ready.set()
         self._gone.set()
-
-
-def _check_settings(*, n_ctx: int | None, n_seq_max: int, n_threads: int | None, n_batch: int) -> None:
-    rules = {
-        "n_ctx": (n_ctx, n_ctx is None or n_ctx >= 1, ">= 1"),
-        "n_seq_max": (n_seq_max, 1 <= n_seq_max <= 256, "from 1 to 256"),
-        "n_threads": (n_threads, n_threads is None or n_threads >= 1, ">= 1"),
-        "n_batch": (n_batch, n_batch >= n_seq_max, f">= n_seq_max ({n_seq_max})"),
-    }
-    for name, (value, right, expected) in rules.items():
-        if not right:
-            raise ConfigError(f"{name} must be {expected}, got {value!r}")
 
 
 def _native() -> ModuleType:

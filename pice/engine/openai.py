@@ -1,6 +1,7 @@
 """A model behind an OpenAI-compatible server (vLLM, llama-server, a hosted one)."""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -110,7 +111,13 @@ class OpenAIEngine:
         exact = await self._exact_count(prompt)
         return estimated_tokens(prompt) if exact is None else exact
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        deadline_s: float = math.inf,  # noqa: ARG002  (the server orders what waits)
+    ) -> AsyncGenerator[Piece, None]:
         """As the port says. A prompt that is too long is refused before sending where it can be counted exactly;
         elsewhere by the server: `PromptTooLong` if it says the numbers, else `InputError` in its words."""
         body = chat_body(prompt, sampling, model=self.info.model, dialect=self._dialect) | self._extra_body

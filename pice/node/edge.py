@@ -250,7 +250,9 @@ class EdgeNode:
         started_s, num_tokens = clock.time(), 0
         events = self._text_events(segment)
         text, logprobs, last = list[str](), list[float](), Piece("")
-        async with aclosing(model.engine.generate(model.prompts.expand(segment), segment.sampling)) as pieces:
+        deadline_s = started_s + segment.deadline_s - self._store.now()
+        prompt = model.prompts.expand(segment)
+        async with aclosing(model.engine.generate(prompt, segment.sampling, deadline_s=deadline_s)) as pieces:
             async for piece in pieces:
                 num_tokens += piece.num_tokens
                 job.share.wrote(piece.num_tokens)
@@ -272,8 +274,8 @@ class EdgeNode:
             num_tokens,
             math.fsum(logprobs) / len(logprobs) if logprobs else None,
             min(logprobs, default=None),
-            queue_s=started_s - job.queued_s,
-            service_s=clock.time() - started_s,
+            queue_s=started_s - job.queued_s + last.queue_s,
+            service_s=clock.time() - started_s - last.queue_s,
         )
 
     def _text_events(self, segment: Segment) -> TextEvents:

@@ -1,5 +1,6 @@
 """One attempt at one request at the cloud: the answer itself, or a sketch and its segments."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
@@ -221,8 +222,11 @@ class Attempt:
     async def _generate(self, prompt: Prompt, sampling: Sampling, words: int) -> AsyncGenerator[str, None]:
         """Text of the cloud model as it comes, about `words` of it, counted in `_written` and in the engine's load."""
         written, share = self._written, self._tools.load.add(round(words * TOKENS_PER_WORD))
+        left_s = self._record.deadline_s - self._tools.store.now()
+        deadline_s = asyncio.get_running_loop().time() + left_s
         try:
-            async with contextlib.aclosing(self._tools.engine.generate(prompt, sampling)) as pieces:
+            pieces = self._tools.engine.generate(prompt, sampling, deadline_s=deadline_s)
+            async with contextlib.aclosing(pieces):
                 async for piece in pieces:
                     share.wrote(piece.num_tokens)
                     written.num_output_tokens += piece.num_tokens

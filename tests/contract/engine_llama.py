@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pice.engine.base import Engine
+from pice.engine.llama.options import LlamaOptions
 from pice.engine.llama_cpp import LlamaCppEngine
 from tools.tiny_gguf import NEVER, PRESETS, write_tiny_gguf
 
@@ -21,7 +22,7 @@ async def make_engine() -> AsyncIterator[Engine]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.gguf"
         write_tiny_gguf(path, seed=1, shape=ENDLESS)
-        engine = LlamaCppEngine(path=path, n_ctx=2048, n_seq_max=4, n_threads=1, n_batch=256)
+        engine = LlamaCppEngine(LlamaOptions(path=path, n_ctx=2048, n_seq_max=4, n_threads=1, n_batch=256))
         await engine.start()
         try:
             yield engine

@@ -15,6 +15,7 @@ import pytest
 
 from pice.core import Message, Prompt, Sampling
 from pice.engine.base import Piece
+from pice.engine.llama.options import LlamaOptions
 from pice.engine.llama.text import ChatTemplate
 from pice.engine.llama_cpp import LlamaCppEngine
 from pice.errors import ConfigError, EngineError, EngineUnavailable, InputError, ModelLoadError, PromptTooLong
@@ -26,6 +27,8 @@ from pice.engine.llama import model as llama_model  # noqa: E402  (needs llama_c
 from tools.tiny_gguf import CHATML, NEVER, PRESETS, WORDS, write_tiny_gguf  # noqa: E402  (needs gguf)
 
 DEADLINE_S = 60.0
+EXACT: dict[str, Any] = {"kv_type": "f32", "flash_attn": "off"}
+"""Whole floats in memory and plain attention: then what else is in a batch moves a logit by 1e-6, not 1e-3."""
 ENDLESS = replace(PRESETS["edge"], end_bias=NEVER)
 GREEDY = Sampling(max_tokens=40, temperature=0.0)
 DRAWN = Sampling(max_tokens=40, temperature=1.0, seed=3)
@@ -47,7 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def started(path: Path, **settings: Any) -> AsyncIterator[LlamaCppEngine]:
-    engine = LlamaCppEngine(path=path, n_threads=1, **settings)
+    engine = LlamaCppEngine(LlamaOptions(path=path, n_threads=1, **settings))
     try:
         async with asyncio.timeout(DEADLINE_S):
             await engine.start()
@@ -58,22 +61,8 @@ async def started(path: Path, **settings: Any) -> AsyncIterator[LlamaCppEngine]:
 
 
 @pytest.fixture
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole floats in the cache and plain attention: then what else is in a batch moves a logit by 1e-6, not 1e-3."""
-    defaults = llama_cpp.llama_context_default_params
-
-    def make() -> Any:
-        parameters = defaults()
-        parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
-        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        return parameters
-
-    monkeypatch.setattr(llama_cpp, "llama_context_default_params", make)
-
-
-@pytest.fixture
-async def engine(exact: None, models: Path) -> AsyncIterator[LlamaCppEngine]:
-    async with started(models / "endless.gguf", n_seq_max=4) as engine:
+async def engine(models: Path) -> AsyncIterator[LlamaCppEngine]:
+    async with started(models / "endless.gguf", n_seq_max=4, **EXACT) as engine:
         yield engine
 
 
@@ -320,7 +309,7 @@ async def test_more_generations_than_sequences_all_finish(
 
 
 async def test_memory_budget_delays_generations_instead_of_failing_them(
-    exact: None, models: Path, monkeypatch: pytest.MonkeyPatch
+    models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     statuses, widths = [], []
 
@@ -334,7 +323,7 @@ async def test_memory_budget_delays_generations_instead_of_failing_them(
 
     watch_decode(monkeypatch, wrap)
     sampling = replace(GREEDY, max_tokens=150)
-    async with started(models / "endless.gguf", n_ctx=512, n_seq_max=8) as engine:
+    async with started(models / "endless.gguf", n_ctx=512, n_seq_max=8, **EXACT) as engine:
         prompts = [asking(f"{number} is a number. Explain it in a few words.") for number in range(7)]
         alone = [text(await generate(engine, prompt, sampling)) for prompt in prompts]
         assert set(widths) == {1}
@@ -452,7 +441,7 @@ async def test_file_that_is_no_model_is_refused_with_the_reason(
     path = tmp_path / "broken.gguf"
     if content is not None:
         path.write_bytes(content)
-    engine = LlamaCppEngine(path=path)
+    engine = LlamaCppEngine(LlamaOptions(path=path))
     with pytest.raises(ModelLoadError, match=reason) as refused:
         await engine.start()
     assert str(path) in str(refused.value)
@@ -541,7 +530,7 @@ async def test_start_given_up_while_loading_leaves_nothing_behind(
         assert closing.wait(DEADLINE_S)
 
     monkeypatch.setattr(llama_model, "_check_file", wait)
-    engine = LlamaCppEngine(path=models / "endless.gguf", n_threads=1)
+    engine = LlamaCppEngine(LlamaOptions(path=models / "endless.gguf", n_threads=1))
     start = asyncio.create_task(engine.start())
     await loading.wait()
     if how == "cancel":
@@ -559,7 +548,7 @@ async def test_start_given_up_while_loading_leaves_nothing_behind(
 
 
 async def test_engine_not_started_or_closed_before_refuses_to_work(models: Path) -> None:
-    engine = LlamaCppEngine(path=models / "endless.gguf")
+    engine = LlamaCppEngine(LlamaOptions(path=models / "endless.gguf"))
     with pytest.raises(EngineUnavailable, match="not started"):
         await generate(engine, asking())
     await engine.close()
@@ -589,7 +578,7 @@ async def test_failure_of_the_owner_fails_every_call_and_says_so(
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=list(settings)[-1]):
-        LlamaCppEngine(path=Path("model.gguf"), **settings)  # type: ignore[arg-type]  # a table of different types
+        LlamaOptions(path=Path("model.gguf"), **settings)  # type: ignore[arg-type]  # a table of different types
 
 
 async def test_library_that_is_not_installed_is_named_with_the_command_that_installs_it(
@@ -597,7 +586,7 @@ async def test_library_that_is_not_installed_is_named_with_the_command_that_inst
 ) -> None:
     monkeypatch.setitem(sys.modules, "pice.engine.llama.model", None)
     monkeypatch.delattr("pice.engine.llama.model", raising=False)
-    engine = LlamaCppEngine(path=models / "endless.gguf")
+    engine = LlamaCppEngine(LlamaOptions(path=models / "endless.gguf"))
     with pytest.raises(ConfigError, match=r"pip install \"pice\[llama\]\""):
         await engine.start()
     await engine.close()

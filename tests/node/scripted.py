@@ -1,6 +1,7 @@
 """An engine that writes what the test tells it to, when the test tells it to."""
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class Script:
     step_s: float = 0.01
     error: Exception | None = None
     logprob: float | None = None
+    queue_s: float = 0.0
 
 
 class ScriptedEngine:
@@ -37,6 +39,7 @@ class ScriptedEngine:
         self.info = EngineInfo(model, context_tokens, max_inflight, curve)
         self.prompts: list[Prompt] = []
         self.samplings: list[Sampling] = []
+        self.deadlines_s: list[float] = []
         self.num_running = 0
         self.num_finished = 0
         self.text = ""
@@ -52,11 +55,14 @@ class ScriptedEngine:
     async def count_tokens(self, prompt: Prompt) -> int:
         return sum(len(message.content.split()) for message in prompt.messages)
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, *, deadline_s: float = math.inf
+    ) -> AsyncGenerator[Piece, None]:
         await self._check(prompt, sampling)
         script = self._scripts[min(len(self.prompts), len(self._scripts) - 1)]
         self.prompts.append(prompt)
         self.samplings.append(sampling)
+        self.deadlines_s.append(deadline_s)
         self.num_running += 1
         self.text = ""
         tokens = _TOKEN.findall(script.text)
@@ -69,7 +75,8 @@ class ScriptedEngine:
                 raise script.error
             self.num_finished += 1
             reason: FinishReason = "length" if len(tokens) > sampling.max_tokens else "stop"
-            yield Piece("", finish_reason=reason, num_prompt_tokens=await self.count_tokens(prompt))
+            num_prompt_tokens = await self.count_tokens(prompt)
+            yield Piece("", finish_reason=reason, num_prompt_tokens=num_prompt_tokens, queue_s=script.queue_s)
         finally:
             self.num_running -= 1
 

@@ -429,6 +429,14 @@ async def test_direct_answer_stopped_by_the_token_limit_is_cut(stage: Stage) -> 
     assert (answer.text, answer.finish_reason, answer.spans[0].finish_reason) == ("The moon pulls", "length", "length")
 
 
+async def test_cloud_engine_is_told_the_deadline_on_the_loops_clock(stage: Stage) -> None:
+    engine = ScriptedEngine("big", Script("The moon."))
+    stage.cloud(engine)
+    await stage.submit(Request("r", FORCED.messages, timeout_s=30.0))
+    await stage.answer()
+    assert engine.deadlines_s == pytest.approx([30.0])
+
+
 async def test_request_with_stop_strings_is_answered_at_the_cloud(stage: Stage) -> None:
     await paris(stage)
     engine = ScriptedEngine("big", Script("The moon."))

@@ -102,6 +102,21 @@ async def test_candidate_says_what_was_written_and_how_long_it_took(stage: Stage
     assert (second.queue_s, second.service_s) == pytest.approx((3.0, 3.0))
 
 
+async def test_time_waited_inside_the_engine_is_queue_time(stage: Stage, work: Work) -> None:
+    stage.edge("paris", small(Script(TEXT, step_s=0.5, queue_s=1.25)))
+    await work.send()
+    candidate = await work.receive()
+    assert (candidate.queue_s, candidate.service_s) == pytest.approx((1.25, 1.75))
+
+
+async def test_engine_is_told_the_deadline_on_the_loops_clock(stage: Stage, work: Work) -> None:
+    engine = small()
+    stage.edge("paris", engine)
+    await work.send(timeout_s=50.0)
+    await work.receive()
+    assert engine.deadlines_s == pytest.approx([50.0])
+
+
 async def test_candidate_of_an_engine_without_log_probabilities_has_none(stage: Stage, work: Work) -> None:
     stage.edge("paris", small())
     await work.send()

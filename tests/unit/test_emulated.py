@@ -1,6 +1,7 @@
 """The emulated engine: its timing against figures worked out by hand, and its text."""
 
 import asyncio
+import math
 import re
 from dataclasses import replace
 from statistics import fmean
@@ -132,6 +133,22 @@ def test_generations_beyond_max_inflight_wait_in_order_of_arrival() -> None:
 
     first, last, second = run_virtual(main())
     assert (first[0], second[0], last[0]) == pytest.approx((0.0, 0.4, 0.8))
+
+
+def test_waiting_generation_with_the_earliest_deadline_begins_first() -> None:
+    async def main() -> list[str]:
+        made = await engine(max_inflight=1)
+        ended = list[str]()
+
+        async def ask(name: str, deadline_s: float) -> None:
+            async for _ in made.generate(PROMPT, FIVE, deadline_s=deadline_s):
+                pass
+            ended.append(name)
+
+        await asyncio.gather(ask("runs", 9.0), ask("no hurry", 8.0), ask("none", math.inf), ask("soon", 5.0))
+        return ended
+
+    assert run_virtual(main()) == ["runs", "soon", "no hurry", "none"]
 
 
 def test_waiting_generation_given_up_lets_the_next_one_in() -> None:

@@ -12,12 +12,28 @@ from pice.core import Sampling
 from pice.engine.llama.batch import Chunk
 from pice.engine.llama.draw import Drawing, Sampler
 from pice.engine.llama.native import llama_cpp, log, quick
+from pice.engine.llama.options import DEFAULT_N_CTX, KVType, LlamaOptions
 from pice.engine.llama.vocabulary import Vocabulary
 from pice.errors import EngineError, EngineUnavailable, ModelLoadError
 
 _get_logits = quick("llama_get_logits")
 _seq_rm = quick("llama_memory_seq_rm")
 _seq_cp = quick("llama_memory_seq_cp")
+
+_KV_TYPES: dict[KVType, int] = {
+    "f32": llama_cpp.GGML_TYPE_F32,
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q5_1": llama_cpp.GGML_TYPE_Q5_1,
+    "q5_0": llama_cpp.GGML_TYPE_Q5_0,
+    "q4_1": llama_cpp.GGML_TYPE_Q4_1,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+}
+_FLASH_ATTN_TYPES = {
+    "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 
 
 class Model:
@@ -29,38 +45,28 @@ class Model:
         EngineUnavailable: `stopped` became true while loading.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        n_ctx: int | None,
-        default_n_ctx: int,
-        n_seq_max: int,
-        n_threads: int,
-        n_batch: int,
-        n_gpu_layers: int,
-        chat_template: str | None,
-        stopped: Callable[[], bool],
-    ) -> None:
+    def __init__(self, options: LlamaOptions, *, stopped: Callable[[], bool]) -> None:
+        path = options.path
         _check_file(path)
+        self._options = options
         self._context: Any = None
-        self._model = _load(path, n_gpu_layers, stopped)
+        self._model = _load(options, stopped)
         try:
             trained = llama_cpp.llama_model_n_ctx_train(self._model)
-            self.num_cells = n_ctx or min(trained, default_n_ctx)
+            self.num_cells = options.n_ctx or min(trained, DEFAULT_N_CTX)
             self.context_tokens = min(self.num_cells, trained)
             self.shares_prefixes = not (
                 llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
             )
-            self.vocabulary = Vocabulary(self._model, chat_template=chat_template)
-            self._context = self._make_context(n_seq_max, n_threads, n_batch)
+            self.vocabulary = Vocabulary(self._model, chat_template=options.chat_template)
+            self._context = self._make_context()
             self._memory = llama_cpp.llama_get_memory(self._context)
             if llama_cpp.llama_model_has_encoder(self._model) or not self._memory:
                 raise ModelLoadError(f"{path}: expected a model that continues text, got an encoder")
         except BaseException:
             self.close()
             raise
-        self._batch = _Batch(n_batch)
+        self._batch = _Batch(options.n_batch)
         self._outputs: list[int] = []
         self._drawing = Drawing(self.vocabulary.num_tokens)
 
@@ -112,12 +118,15 @@ class Model:
         if model:
             llama_cpp.llama_model_free(model)
 
-    def _make_context(self, n_seq_max: int, n_threads: int, n_batch: int) -> Any:
-        parameters = llama_cpp.llama_context_default_params()
+    def _make_context(self) -> Any:
+        options, parameters = self._options, llama_cpp.llama_context_default_params()
         parameters.n_ctx = self.num_cells
-        parameters.n_batch = n_batch
-        parameters.n_seq_max = n_seq_max
-        parameters.n_threads = parameters.n_threads_batch = n_threads
+        parameters.n_batch = options.n_batch
+        parameters.n_ubatch = min(options.n_ubatch, options.n_batch)
+        parameters.n_seq_max = options.n_seq_max
+        parameters.n_threads = parameters.n_threads_batch = options.num_threads
+        parameters.type_k = parameters.type_v = _KV_TYPES[options.kv_type]
+        parameters.flash_attn_type = _FLASH_ATTN_TYPES[options.flash_attn]
         parameters.kv_unified = True
         log.lines.clear()
         context = llama_cpp.llama_init_from_model(self._model, parameters)
@@ -175,9 +184,10 @@ def _check_file(path: Path) -> None:
         raise ModelLoadError(f"{path}: expected a GGUF model, got {'an empty file' if not magic else repr(magic)}")
 
 
-def _load(path: Path, n_gpu_layers: int, stopped: Callable[[], bool]) -> Any:
-    parameters = llama_cpp.llama_model_default_params()
-    parameters.n_gpu_layers = n_gpu_layers
+def _load(options: LlamaOptions, stopped: Callable[[], bool]) -> Any:
+    path, parameters = options.path, llama_cpp.llama_model_default_params()
+    parameters.n_gpu_layers = options.n_gpu_layers
+    parameters.use_mmap = options.mmap
     go_on = llama_cpp.llama_progress_callback(lambda _progress, _data: not stopped())
     parameters.progress_callback = go_on
     log.lines.clear()

@@ -1,6 +1,7 @@
 """What the thread that owns a llama.cpp model does: takes calls in, steps, and says what came of it."""
 
 import asyncio
+import math
 import queue
 import random
 import threading
@@ -34,6 +35,7 @@ class Call:
 
     prompt: Prompt
     sampling: Sampling | None = None
+    deadline_s: float = math.inf
     cancelled: bool = False
     answers: "asyncio.Queue[Answer]" = field(default_factory=asyncio.Queue)
 
