@@ -68,7 +68,7 @@ class Model:
             raise
         self._batch = _Batch(options.n_batch)
         self._outputs: list[int] = []
-        self._drawing = Drawing(self.vocabulary.num_tokens)
+        self._drawing = Drawing(self.vocabulary.num_tokens, options.n_seq_max)
 
     def sampler(self, sampling: Sampling, grammar: str, seed: int) -> Sampler:
         """For the caller to free.
@@ -99,7 +99,7 @@ class Model:
             return []
         shape = (len(self._outputs), self.vocabulary.num_tokens)
         logits = np.ctypeslib.as_array(_get_logits(self._context), shape=shape)
-        return self._drawing.draw(self._context, logits, self._outputs, samplers)
+        return self._drawing.draw(logits, samplers)
 
     def share(self, source_id: int, target_id: int, num_tokens: int) -> None:
         """The first `num_tokens` tokens in memory of one sequence become those of another too."""
