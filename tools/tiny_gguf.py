@@ -1,15 +1,19 @@
-"""Writes a tiny llama model with random weights: real llama.cpp, no download, loaded in hundredths of a second.
+"""Writes a llama model with random weights: real llama.cpp, no download. A tiny one loads in hundredths of a second;
+one of a real model's shape takes a real model's time and memory.
 
     python tools/tiny_gguf.py --preset cloud out.gguf
 
 Its text is English words in random order, with a few commas, full stops and line breaks. The tokenizer is
 SentencePiece-like: three special tokens, 256 byte tokens, the words with all their prefixes, letters, digits,
-punctuation and ChatML's two markers; a ChatML template is embedded.
+punctuation, as many made-up words as a vocabulary of a given size takes, and ChatML's two markers; a ChatML template
+is embedded.
 """
 
 import argparse
 import string
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +62,19 @@ FILE_TYPES = {
     "f32": (Quantization.F32, gguf.LlamaFileType.ALL_F32),
     "f16": (Quantization.F16, gguf.LlamaFileType.MOSTLY_F16),
     "q8_0": (Quantization.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q4_0": (Quantization.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`width` is a multiple of 32 and of twice `heads`; `end_bias` sets how soon a text ends: a preset's after some 70
-    tokens at common settings."""
+    """`width` is a multiple of 32 and of twice `heads`; `end_bias` sets how soon a text ends: a tiny preset's
+    after some 70 tokens at common settings.
+
+    `kv_heads` 0 is half of `heads`, `ffn` 0 twice the width, `vocabulary` 0 as many tokens as the words need.
+    `repeats_layers` gives every layer the weights of the first, each adding its share to the residual stream: a big
+    file is written in seconds, and evaluated like any other of its shape, since each layer has its own bytes.
+    """
 
     layers: int = 2
     width: int = 64
@@ -72,18 +82,50 @@ class Shape:
     context_tokens: int = 4096
     quantization: str = "f32"
     end_bias: float = 8.0
+    kv_heads: int = 0
+    ffn: int = 0
+    vocabulary: int = 0
+    repeats_layers: bool = False
+
+    @property
+    def kv_width(self) -> int:
+        return (self.kv_heads or self.heads // 2) * self.width // self.heads
+
+    @property
+    def ffn_width(self) -> int:
+        return self.ffn or 2 * self.width
 
 
 PRESETS = {
     "edge": Shape(),
     "cloud": Shape(layers=4, width=256, heads=8, quantization="q8_0", end_bias=10.0),
 }
+_HALF_B = Shape(
+    layers=24,
+    width=896,
+    heads=14,
+    kv_heads=2,
+    ffn=4864,
+    vocabulary=32_000,
+    quantization="q8_0",
+    end_bias=NEVER,
+    repeats_layers=True,
+)
+BENCH_PRESETS = {
+    "half-b-q8_0": _HALF_B,
+    "half-b-q4_0": replace(_HALF_B, quantization="q4_0"),
+    "small-f16": Shape(layers=6, width=512, heads=8, quantization="f16", end_bias=NEVER),
+}
+"""To measure with; their text never ends by itself. The first two have the shape of a model of half a billion weights
+(Qwen2.5-0.5B's, but for the vocabulary)."""
 
 
-def vocabulary() -> list[tuple[str, TokenType]]:
-    """The tokens with their types, in order of id."""
+def vocabulary(size: int = 0) -> list[tuple[str, TokenType]]:
+    """The tokens with their types, in order of id; if there are fewer than `size`, words of a, b, c ... fill it up."""
     words = {f"▁{word}"[:end] for word in WORDS.split() for end in range(1, len(word) + 2)}
     pieces = sorted(words | set(string.ascii_letters + string.digits + string.punctuation))
+    made_up = (word for word in _made_up_words() if word not in words)
+    pieces += islice(made_up, max(0, size - len(pieces) - 256 - 5))
     return [
         ("<unk>", TokenType.UNKNOWN),
         ("<s>", TokenType.CONTROL),
@@ -95,16 +137,20 @@ def vocabulary() -> list[tuple[str, TokenType]]:
     ]
 
 
+def _made_up_words() -> Iterator[str]:
+    """All of one letter, then all of two, ...: so all prefixes of each come before it, as merging needs."""
+    lengths = (product(string.ascii_lowercase, repeat=length) for length in range(1, 6))
+    return (f"▁{''.join(letters)}" for letters in chain.from_iterable(lengths))
+
+
 def write_tiny_gguf(path: Path, *, seed: int, shape: Shape = PRESETS["edge"]) -> None:
     """Writes the model; the same seed and shape give the same weights."""
-    tokens = vocabulary()
+    tokens = vocabulary(shape.vocabulary)
     writer = gguf.GGUFWriter(path, "llama")
     try:
         _describe(writer, path.stem, shape, tokens)
-        quantization, _ = FILE_TYPES[shape.quantization]
-        for name, weights in _weights(np.random.default_rng(seed), shape, tokens).items():
-            kind = quantization if weights.ndim > 1 else Quantization.F32
-            writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
+        for name, (weights, kind) in _weights(np.random.default_rng(seed), shape, tokens).items():
+            writer.add_tensor(name, weights, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -119,9 +165,9 @@ def _describe(writer: Any, name: str, shape: Shape, tokens: list[tuple[str, Toke
     writer.add_context_length(shape.context_tokens)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(2 * shape.width)
+    writer.add_feed_forward_length(shape.ffn_width)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.heads // 2)
+    writer.add_head_count_kv(shape.kv_heads or shape.heads // 2)
     writer.add_rope_dimension_count(shape.width // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tokenizer_model("llama")
@@ -136,38 +182,60 @@ def _describe(writer: Any, name: str, shape: Shape, tokens: list[tuple[str, Toke
     writer.add_chat_template(CHATML)
 
 
-def _weights(rng: np.random.Generator, shape: Shape, tokens: list[tuple[str, TokenType]]) -> dict[str, Any]:
-    """Random tensors. Channel 0 of the residual stream is a constant that no block changes, so that column 0 of the
-    output matrix is a bias on each token's logit."""
+def _weights(
+    rng: np.random.Generator, shape: Shape, tokens: list[tuple[str, TokenType]]
+) -> dict[str, tuple[Any, Quantization]]:
+    """Random tensors, quantised. Channel 0 of the residual stream is a constant that no block changes, so that column 0
+    of the output matrix is a bias on each token's logit."""
+    matrices, _ = FILE_TYPES[shape.quantization]
 
-    def matrix(rows: int, columns: int, *, keeps_constant: bool = False) -> Any:
-        weights = rng.standard_normal((rows, columns), dtype=np.float32) / np.float32(columns**0.5)
-        if keeps_constant:
-            weights[0] = 0.0
-        return weights
+    def quantised(tensors: dict[str, Any]) -> dict[str, tuple[Any, Quantization]]:
+        kinds = {name: matrices if weights.ndim > 1 else Quantization.F32 for name, weights in tensors.items()}
+        return {name: (gguf.quants.quantize(tensors[name], kind), kind) for name, kind in kinds.items()}
 
-    width, narrow = shape.width, shape.width // 2
-    embedding = rng.standard_normal((len(tokens), width), dtype=np.float32)
+    weights = quantised(_outer_weights(rng, shape, tokens))
+    layer = dict[str, tuple[Any, Quantization]]()
+    for number in range(shape.layers):
+        if not (layer and shape.repeats_layers):
+            layer = quantised(_layer_weights(rng, shape))
+        weights |= {f"blk.{number}.{name}.weight": tensor for name, tensor in layer.items()}
+    return weights
+
+
+def _outer_weights(rng: np.random.Generator, shape: Shape, tokens: list[tuple[str, TokenType]]) -> dict[str, Any]:
+    """What stands before and after the layers."""
+    embedding = rng.standard_normal((len(tokens), shape.width), dtype=np.float32)
     embedding[:, 0] = CONSTANT
-    output = 3.0 * matrix(len(tokens), width)
+    output = 3.0 * _matrix(rng, len(tokens), shape.width)
     output[-1] = 0.0
-    norm = (1.0 + CONSTANT**2 / width) ** 0.5
+    norm = (1.0 + CONSTANT**2 / shape.width) ** 0.5
     output[:, 0] = [bias * norm / CONSTANT for bias in _biases(tokens, shape.end_bias)]
+    ones = np.ones(shape.width, dtype=np.float32)
+    return {"token_embd.weight": embedding, "output_norm.weight": ones, "output.weight": output}
+
+
+def _layer_weights(rng: np.random.Generator, shape: Shape) -> dict[str, Any]:
+    width, kv_width, ffn_width = shape.width, shape.kv_width, shape.ffn_width
     ones = np.ones(width, dtype=np.float32)
-    tensors = {"token_embd.weight": embedding, "output_norm.weight": ones, "output.weight": output}
-    for layer in range(shape.layers):
-        tensors |= {
-            f"blk.{layer}.attn_norm.weight": ones,
-            f"blk.{layer}.attn_q.weight": matrix(width, width),
-            f"blk.{layer}.attn_k.weight": matrix(narrow, width),
-            f"blk.{layer}.attn_v.weight": matrix(narrow, width),
-            f"blk.{layer}.attn_output.weight": matrix(width, width, keeps_constant=True),
-            f"blk.{layer}.ffn_norm.weight": ones,
-            f"blk.{layer}.ffn_gate.weight": matrix(2 * width, width),
-            f"blk.{layer}.ffn_up.weight": matrix(2 * width, width),
-            f"blk.{layer}.ffn_down.weight": matrix(width, 2 * width, keeps_constant=True),
-        }
-    return tensors
+    share = np.float32(shape.layers**-0.5 if shape.repeats_layers else 1.0)
+    return {
+        "attn_norm": ones,
+        "attn_q": _matrix(rng, width, width),
+        "attn_k": _matrix(rng, kv_width, width),
+        "attn_v": _matrix(rng, kv_width, width),
+        "attn_output": share * _matrix(rng, width, width, keeps_constant=True),
+        "ffn_norm": ones,
+        "ffn_gate": _matrix(rng, ffn_width, width),
+        "ffn_up": _matrix(rng, ffn_width, width),
+        "ffn_down": share * _matrix(rng, width, ffn_width, keeps_constant=True),
+    }
+
+
+def _matrix(rng: np.random.Generator, rows: int, columns: int, *, keeps_constant: bool = False) -> Any:
+    weights = rng.standard_normal((rows, columns), dtype=np.float32) / np.float32(columns**0.5)
+    if keeps_constant:
+        weights[0] = 0.0
+    return weights
 
 
 def _biases(tokens: list[tuple[str, TokenType]], end_bias: float) -> list[float]:
@@ -178,12 +246,13 @@ def _biases(tokens: list[tuple[str, TokenType]], end_bias: float) -> list[float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a tiny GGUF model with random weights.")
+    presets = PRESETS | BENCH_PRESETS
+    parser = argparse.ArgumentParser(description="Write a GGUF model with random weights.")
     parser.add_argument("path", type=Path, help="file to write")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="edge", help="cloud is the bigger one")
+    parser.add_argument("--preset", choices=sorted(presets), default="edge", help="its shape")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     arguments = parser.parse_args()
-    write_tiny_gguf(arguments.path, seed=arguments.seed, shape=PRESETS[arguments.preset])
+    write_tiny_gguf(arguments.path, seed=arguments.seed, shape=presets[arguments.preset])
     print(f"{arguments.path}: {arguments.path.stat().st_size} bytes")
 
 
