@@ -19,7 +19,7 @@ from types import ModuleType
 from pice.core import Prompt, Sampling
 from pice.engine.base import EngineInfo, Piece
 from pice.engine.llama.batch import Batch
-from pice.engine.llama.options import LlamaOptions
+from pice.engine.llama.options import NUM_CACHE_SEQUENCES, LlamaOptions
 from pice.engine.llama.owner import Answer, Call, Owner, check_sampling
 from pice.errors import ConfigError, EngineError, EngineUnavailable, PiceError
 
@@ -127,8 +127,16 @@ class LlamaCppEngine:
         model = _native().Model(self._options, stopped=self._stopping.is_set)
         options = self._options
         try:
-            batch = Batch(model.num_cells, options.n_seq_max, options.n_batch, model.shares_prefixes)
-            owner = Owner(self._model, model, batch, self._rng)
+            num_cached = options.prefix_cache_tokens
+            batch = Batch(
+                model.num_cells,
+                options.n_seq_max,
+                options.n_batch,
+                num_resting=NUM_CACHE_SEQUENCES,
+                max_resting_cells=model.num_cells // 4 if num_cached is None else num_cached,
+                window=model.window,
+            )
+            owner = Owner(self._model, model, batch, self._rng, self._loop.time)
             info = EngineInfo(options.name, model.context_tokens, options.n_seq_max, options.curve)
             self._post(self._on_ready, info)
             owner.serve(self._inbox, self._stopping, lambda said: self._post(_deliver, said))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import subprocess
 import sys
 import threading
@@ -104,16 +105,22 @@ async def test_generations_decoded_together_write_what_each_writes_alone(engine:
         assert logprobs(one) == pytest.approx(logprobs(other), abs=1e-4)
 
 
-async def test_common_prefix_is_evaluated_once_and_changes_no_text(engine: LlamaCppEngine) -> None:
+@pytest.mark.parametrize("prefix_cache_tokens", [0, None], ids=["no cache", "cache"])
+async def test_common_prefix_is_evaluated_once_and_changes_no_text(
+    models: Path, prefix_cache_tokens: int | None
+) -> None:
     prompts = [asking("Explain the water cycle. " * 20 + word) for word in ("now", "here", "again", "now")]
-    alone = [await generate(engine, prompt) for prompt in prompts]
-    together = await asyncio.gather(*(generate(engine, prompt) for prompt in prompts))
+    async with started(models / "endless.gguf", prefix_cache_tokens=prefix_cache_tokens, **EXACT) as engine:
+        alone = [await generate(engine, prompt) for prompt in prompts]
+    async with started(models / "endless.gguf", prefix_cache_tokens=prefix_cache_tokens, **EXACT) as engine:
+        together = await asyncio.gather(*(generate(engine, prompt) for prompt in prompts))
     assert [text(pieces) for pieces in together] == [text(pieces) for pieces in alone]
-    assert [pieces[-1].num_cached_tokens for pieces in alone] == [0] * 4
     num_cached = [pieces[-1].num_cached_tokens for pieces in together]
     assert num_cached[0] == 0
     assert min(num_cached[1:]) > 100
     assert num_cached[3] == together[3][-1].num_prompt_tokens - 1, "the same prompt: all but one token"
+    one_by_one = [pieces[-1].num_cached_tokens for pieces in alone]
+    assert one_by_one == (num_cached if prefix_cache_tokens is None else [0] * 4)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
@@ -360,6 +367,80 @@ async def test_sequence_put_back_for_want_of_memory_writes_the_same_text(
     short = replace(GREEDY, max_tokens=2)
     afterwards = await asyncio.gather(*(generate(engine, Prompt((Message("user", "Go"),)), short) for _ in range(4)))
     assert [len(pieces) for pieces in afterwards] == [2] * 4
+
+
+async def test_context_that_fails_is_made_anew_and_its_generations_go_on(
+    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = [asking("Explain the wind."), asking("Describe the soil of an island.")]
+    alone = [await generate(engine, prompt) for prompt in prompts]
+    fails_at = [10, 150]
+
+    def wrap(decode: Decode) -> Decode:
+        def failing(self: Any, chunks: Sequence[Any]) -> bool:
+            fails_at[:] = [number - 1 for number in fails_at]
+            if 0 in fails_at:
+                raise EngineError("the device was lost")
+            return decode(self, chunks)
+
+        return failing
+
+    watch_decode(monkeypatch, wrap)
+    for _ in range(5):
+        together = await asyncio.gather(*(generate(engine, prompt) for prompt in prompts))
+        assert [text(pieces) for pieces in together] == [text(pieces) for pieces in alone]
+        assert logprobs(together[1]) == pytest.approx(logprobs(alone[1]), abs=1e-4)
+    assert max(fails_at) < 0
+    assert caplog.text.count("the device was lost") == 2
+
+
+async def test_context_that_fails_again_at_once_ends_the_engine(
+    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: object, _chunks: object) -> bool:
+        raise EngineError("the device was lost")
+
+    monkeypatch.setattr(llama_model.Model, "decode", fail)
+    with pytest.raises(EngineError, match="the device was lost"):
+        await generate(engine, asking())
+    with pytest.raises(EngineError, match="the device was lost"):
+        await generate(engine, asking())
+
+
+async def test_generation_that_waited_says_for_how_long(models: Path) -> None:
+    async with started(models / "endless.gguf", n_seq_max=1) as engine:
+        both = await asyncio.gather(generate(engine, asking()), generate(engine, asking()))
+    waited = [pieces[-1].queue_s for pieces in both]
+    assert 0 <= waited[0] < waited[1]
+    assert not any(piece.queue_s for pieces in both for piece in pieces[:-1])
+
+
+async def test_earliest_deadline_begins_first(models: Path) -> None:
+    ended = list[str]()
+    now_s = asyncio.get_running_loop().time()
+
+    async with started(models / "endless.gguf", n_seq_max=1) as engine:
+
+        async def ask(name: str, deadline_s: float) -> None:
+            pieces = engine.generate(asking(name), GREEDY, deadline_s=deadline_s)
+            async for _ in pieces:
+                pass
+            ended.append(name)
+
+        running = await begin(engine)
+        asked = [
+            asyncio.create_task(ask(*of)) for of in (("late", now_s + 99), ("never", math.inf), ("soon", now_s + 9))
+        ]
+        await asyncio.sleep(0)
+        await running.aclose()
+        await asyncio.gather(*asked)
+    assert ended == ["soon", "late", "never"]
+
+
+async def test_smallest_batch_holds_a_token_of_each_sequence(models: Path) -> None:
+    async with started(models / "endless.gguf", n_seq_max=8, n_batch=8, n_ubatch=8) as engine:
+        all_pieces = await asyncio.gather(*(generate(engine, asking(str(number))) for number in range(8)))
+    assert [len(pieces) for pieces in all_pieces] == [GREEDY.max_tokens] * 8
 
 
 async def test_generation_alone_that_finds_no_memory_fails_and_the_next_one_runs(

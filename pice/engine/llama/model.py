@@ -1,6 +1,7 @@
 """A GGUF model and its context: what is in memory, and the step that adds to it."""
 
 import ctypes
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pice.core import Sampling
-from pice.engine.llama.batch import Chunk
+from pice.engine.llama.batch import Change, Chunk, Share
 from pice.engine.llama.draw import Drawing, Sampler
 from pice.engine.llama.native import llama_cpp, log, quick
-from pice.engine.llama.options import DEFAULT_N_CTX, KVType, LlamaOptions
+from pice.engine.llama.options import DEFAULT_N_CTX, NUM_CACHE_SEQUENCES, KVType, LlamaOptions
 from pice.engine.llama.vocabulary import Vocabulary
 from pice.errors import EngineError, EngineUnavailable, ModelLoadError
 
@@ -55,9 +56,7 @@ class Model:
             trained = llama_cpp.llama_model_n_ctx_train(self._model)
             self.num_cells = options.n_ctx or min(trained, DEFAULT_N_CTX)
             self.context_tokens = min(self.num_cells, trained)
-            self.shares_prefixes = not (
-                llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
-            )
+            self.window = self._attention_window()
             self.vocabulary = Vocabulary(self._model, chat_template=options.chat_template)
             self._context = self._make_context()
             self._memory = llama_cpp.llama_get_memory(self._context)
@@ -101,13 +100,24 @@ class Model:
         logits = np.ctypeslib.as_array(_get_logits(self._context), shape=shape)
         return self._drawing.draw(logits, samplers)
 
-    def share(self, source_id: int, target_id: int, num_tokens: int) -> None:
-        """The first `num_tokens` tokens in memory of one sequence become those of another too."""
-        _seq_cp(self._memory, source_id, target_id, 0, num_tokens)
+    def change(self, changes: Sequence[Change]) -> None:
+        """Does to the memory what the batch's bookkeeping has noted."""
+        for change in changes:
+            if isinstance(change, Share):
+                _seq_cp(self._memory, change.source_id, change.target_id, 0, change.num_tokens)
+            else:
+                _seq_rm(self._memory, change.seq_id, change.num_tokens or -1, -1)
 
-    def forget(self, seq_id: int) -> None:
-        """Frees the memory that only this sequence uses."""
-        _seq_rm(self._memory, seq_id, -1, -1)
+    def renew_context(self) -> None:
+        """A context with an empty memory in place of one that failed.
+
+        Raises:
+            ModelLoadError: there is no room for it.
+        """
+        context, self._context = self._context, None
+        llama_cpp.llama_free(context)
+        self._context = self._make_context()
+        self._memory = llama_cpp.llama_get_memory(self._context)
 
     def close(self) -> None:
         """Frees everything but samplers. May be called twice."""
@@ -118,12 +128,19 @@ class Model:
         if model:
             llama_cpp.llama_model_free(model)
 
+    def _attention_window(self) -> float:
+        """How many tokens back the memory of a sequence is sure to be whole."""
+        if llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model):
+            return 0
+        return llama_cpp.llama_model_n_swa(self._model) or math.inf
+
     def _make_context(self) -> Any:
         options, parameters = self._options, llama_cpp.llama_context_default_params()
         parameters.n_ctx = self.num_cells
-        parameters.n_batch = options.n_batch
-        parameters.n_ubatch = min(options.n_ubatch, options.n_batch)
-        parameters.n_seq_max = options.n_seq_max
+        parameters.n_seq_max = options.n_seq_max + NUM_CACHE_SEQUENCES
+        # Fewer places in a batch than sequences end the process.
+        parameters.n_batch = max(options.n_batch, parameters.n_seq_max)
+        parameters.n_ubatch = max(min(options.n_ubatch, options.n_batch), parameters.n_seq_max)
         parameters.n_threads = parameters.n_threads_batch = options.num_threads
         parameters.type_k = parameters.type_v = _KV_TYPES[options.kv_type]
         parameters.flash_attn_type = _FLASH_ATTN_TYPES[options.flash_attn]

@@ -1,6 +1,7 @@
 """What the thread that owns a llama.cpp model does: takes calls in, steps, and says what came of it."""
 
 import asyncio
+import logging
 import math
 import queue
 import random
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pice.core import NUM_SEEDS, FinishReason, Prompt, Sampling
 from pice.engine.base import Piece
-from pice.engine.llama.batch import Batch, Sequence
+from pice.engine.llama.batch import Batch, Chunk, Sequence
 from pice.engine.llama.text import Text
 from pice.errors import EngineError, InputError, PiceError, PromptTooLong
 
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
     from pice.engine.llama.draw import Sampler
     from pice.engine.llama.model import Model
 
+MAX_TAKEN = 32
+"""Calls begun between two steps: each takes a while to be made tokens."""
+
 LARGEST = 1e6
 """Well inside of what single floats hold, in which llama.cpp reckons: an infinite number would end in no number."""
 
 Answer = Piece | int | PiceError
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -48,6 +54,8 @@ class _Generation:
     sequence: Sequence
     sampler: "Sampler"
     text: Text
+    came_s: float
+    begun_s: float | None = None
     num_tokens: int = 0
     logprobs: list[float] = field(default_factory=list)
 
@@ -55,11 +63,13 @@ class _Generation:
 class Owner:
     """Runs in the thread that owns the model; all its state is that thread's own."""
 
-    def __init__(self, name: str, model: "Model", batch: Batch, rng: random.Random) -> None:
+    def __init__(self, name: str, model: "Model", batch: Batch, rng: random.Random, now_s: Callable[[], float]) -> None:
         self._name = name
         self._model = model
         self._batch = batch
         self._rng = rng
+        self._now_s = now_s
+        self._rebuilt = False
         self._generations: dict[Sequence, _Generation] = {}
         self._said: list[tuple[Call, Answer]] = []
 
@@ -86,7 +96,7 @@ class Owner:
     def _take_in(self, inbox: "queue.SimpleQueue[Call | None]") -> None:
         """Begins calls that have come, a few at a time; waits for one only when there is nothing else to do."""
         with suppress(queue.Empty):
-            for _ in range(self._batch.n_seq_max):
+            for _ in range(MAX_TAKEN):
                 call = inbox.get(block=not (self._generations or self._said))
                 if call is None:
                     return
@@ -113,8 +123,8 @@ class Owner:
             )
         seed = self._rng.randrange(NUM_SEEDS) if sampling.seed is None else sampling.seed
         sampler = self._model.sampler(sampling, call.prompt.grammar, seed)
-        sequence = Sequence(tokens, sampling.max_tokens)
-        self._generations[sequence] = _Generation(call, sequence, sampler, Text(sampling.stop))
+        sequence = Sequence(tokens, sampling.max_tokens, call.deadline_s)
+        self._generations[sequence] = _Generation(call, sequence, sampler, Text(sampling.stop), self._now_s())
         self._batch.add(sequence)
 
     def _drop_cancelled(self) -> None:
@@ -123,12 +133,10 @@ class Owner:
                 self._free(generation)
 
     def _step(self) -> None:
-        self._batch.admit()
-        shares, chunks = self._batch.plan()
-        for share in shares:
-            self._model.share(share.source.seq_id, share.target.seq_id, share.num_tokens)
-        if not self._model.decode(chunks):
-            self._make_room()
+        self._model.change(self._batch.admit())
+        chunks = self._batch.chunks()
+        self._note_begun(chunks)
+        if not self._decode(chunks):
             return
         self._batch.done(chunks)
         ready = [self._generations[chunk.sequence] for chunk in chunks if chunk.last]
@@ -139,12 +147,39 @@ class Owner:
             else:
                 self._advance(generation, *choice)
 
-    def _make_room(self) -> None:
-        youngest = self._batch.requeue_youngest()
-        if youngest is not None:
-            self._model.forget(youngest.seq_id)
-        else:
+    def _note_begun(self, chunks: list[Chunk]) -> None:
+        now_s = self._now_s()
+        for chunk in chunks:
+            generation = self._generations[chunk.sequence]
+            if generation.begun_s is None:
+                generation.begun_s = now_s
+
+    def _decode(self, chunks: list[Chunk]) -> bool:
+        """Whether the chunks were evaluated; if not, something was done about it."""
+        try:
+            if self._model.decode(chunks):
+                return True
+        except EngineError as error:
+            self._start_over(error)
+            return False
+        changes = self._batch.make_room()
+        self._model.change(changes)
+        if not changes:
             self._fail(self._generations[self._batch.running[0]], "its memory does not fit the context")
+        return False
+
+    def _start_over(self, error: EngineError) -> None:
+        """Rebuilds the context once; what runs is evaluated again from its first token and goes on where it was.
+
+        Raises:
+            EngineError: the one given, when no generation has ended since the last time.
+        """
+        if self._rebuilt:
+            raise error
+        self._rebuilt = True
+        _logger.warning("%s: %s: its context is made anew", self._name, error)
+        self._batch.start_over()
+        self._model.renew_context()
 
     def _advance(self, generation: _Generation, token: int, logprob: float) -> None:
         """Appends a token; says its text, as far as that is certain, or that this was the last."""
@@ -164,6 +199,7 @@ class Owner:
         if new or reason:
             self._say(generation, new, reason)
         if reason:
+            self._rebuilt = False
             self._free(generation)
 
     def _say(self, generation: _Generation, text: str, reason: FinishReason | None) -> None:
@@ -173,7 +209,8 @@ class Owner:
             logprobs=tuple(generation.logprobs),
             finish_reason=reason,
             num_prompt_tokens=generation.sequence.num_prompt_tokens if reason else 0,
-            num_cached_tokens=generation.sequence.num_cached if reason else 0,
+            num_cached_tokens=(generation.sequence.num_cached or 0) if reason else 0,
+            queue_s=generation.begun_s - generation.came_s if reason and generation.begun_s else 0.0,
         )
         generation.num_tokens, generation.logprobs = 0, []
         self._said.append((generation.call, piece))
@@ -184,9 +221,7 @@ class Owner:
 
     def _free(self, generation: _Generation) -> None:
         sequence = generation.sequence
-        if sequence in self._batch.running:
-            self._model.forget(sequence.seq_id)
-        self._batch.remove(sequence)
+        self._model.change(self._batch.end(sequence))
         del self._generations[sequence]
         generation.sampler.free()
 
