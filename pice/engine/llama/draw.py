@@ -20,8 +20,11 @@ _chain_add = quick("llama_sampler_chain_add")
 _apply = quick("llama_sampler_apply")
 _accept = quick("llama_sampler_accept")
 
-BLOCK = 64
+BLOCK = 32
 """Tokens of which only the likeliest is looked at first. They lie far apart, so that numpy compares whole lines."""
+
+SAFE = 60.0
+"""Logits up to this, and sums of their exponentials, are well inside of what single floats hold."""
 
 Drawn = tuple[int, float] | None
 """A token and its natural log-probability; None where nothing is left to draw."""
@@ -97,39 +100,40 @@ class Sampler:
 
 
 class Drawing:
-    """Draws for all sequences of a step at once; at most `max_rows` of them."""
+    """Draws for all sequences of a step at once; at most `max_rows` of them. Belongs to one thread."""
 
     def __init__(self, n_vocab: int, max_rows: int) -> None:
+        np.seterr(all="ignore")  # of this thread; entering np.errstate takes longer than finding the likeliest token
         self._scratch = np.empty((max_rows, n_vocab), np.float32)
+        self._rows = np.arange(max_rows)
         self._all = np.arange(n_vocab, dtype=np.int32)
         self._shortlist = np.zeros(n_vocab, [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        self._ids, self._logits = self._shortlist["id"], self._shortlist["logit"]
         self._address = self._shortlist.ctypes.data_as(llama_cpp.llama_token_data_p)
 
     def draw(self, logits: Any, samplers: Sequence[Sampler]) -> list[Drawn]:
         """For each row of `logits` (float32, shape: samplers x vocabulary)."""
-        peaks = logits.max(axis=1)
-        norms = self.norms(logits, peaks)
         best = logits.argmax(axis=1)
+        norms = self.norms(logits, logits[self._rows[: len(best)], best])
         drawn: list[Drawn] = []
-        for row, sampler, peak, norm, likeliest in zip(logits, samplers, peaks, norms, best, strict=True):
-            token: int | None = int(likeliest)
+        for row, sampler, norm, token in zip(logits, samplers, norms.tolist(), best.tolist(), strict=True):
             if not math.isfinite(norm):
                 token = None
             elif sampler.chain:
-                token = self._draw(sampler, row, float(peak), float(norm))
-            drawn.append(None if token is None else (token, float(row[token] - norm)))
+                token = self._draw(sampler, row, token, norm)
+            drawn.append(None if token is None else (token, float(row[token]) - norm))
         return drawn
 
     def norms(self, logits: Any, peaks: Any) -> Any:
         """Natural logarithm of the sum of exp(logit) of each row; not finite where the model gave no numbers."""
         scratch = self._scratch[: len(logits)]
-        with np.errstate(all="ignore"):
-            np.subtract(logits, peaks[:, None], out=scratch)
-            np.exp(scratch, out=scratch)
-            return peaks + np.log(scratch.sum(axis=1), dtype=np.float64)
+        if peaks.min() > -SAFE and peaks.max() < SAFE:
+            return np.log(np.add.reduce(np.exp(logits, out=scratch), axis=1), dtype=np.float64)
+        np.exp(np.subtract(logits, peaks[:, None], out=scratch), out=scratch)
+        return peaks + np.log(np.add.reduce(scratch, axis=1), dtype=np.float64)
 
-    def _draw(self, sampler: Sampler, row: Any, peak: float, norm: float) -> int | None:
-        token = self._choose(sampler, row, self._candidates(sampler, row, peak, norm))
+    def _draw(self, sampler: Sampler, row: Any, best: int, norm: float) -> int | None:
+        token = self._choose(sampler, *self._candidates(sampler, row, best, norm))
         if sampler.grammar:
             token = self._by_grammar(sampler, row, token)
         if token is not None:
@@ -137,23 +141,22 @@ class Drawing:
             _accept(sampler.chain, token)
         return token
 
-    def _candidates(self, sampler: Sampler, row: Any, peak: float, norm: float) -> Any:
-        """Ids among which are all that the sampler may draw; none the worse for it."""
+    def _candidates(self, sampler: Sampler, row: Any, best: int, norm: float) -> tuple[Any, Any]:
+        """Ids among which are all that the sampler may draw, and their logits."""
         num_likeliest, min_p = sampler.num_likeliest, sampler.sampling.min_p
         if num_likeliest is not None:
             return likeliest(row, num_likeliest)
         if sampler.by_nucleus:
-            return nucleus(row, norm, sampler.sampling.top_p)
-        if min_p and not sampler.penalises:
-            return np.flatnonzero(row >= peak + math.log(min_p) - 1e-3)
-        return self._all
+            ids = nucleus(row, norm, sampler.sampling.top_p)
+        elif min_p and not sampler.penalises:
+            ids = np.flatnonzero(row >= row[best] + math.log(min_p) - 1e-3)
+        else:
+            return self._all, row
+        return ids, row[ids]
 
-    def _choose(self, sampler: Sampler, row: Any, ids: Any) -> int | None:
+    def _choose(self, sampler: Sampler, ids: Any, logits: Any) -> int | None:
         """What the chain draws from these."""
-        num = len(ids)
-        shortlist = self._shortlist[:num]
-        shortlist["id"], shortlist["logit"], shortlist["p"] = ids, row[ids], 0.0
-        array = llama_cpp.llama_token_data_array(self._address, num, -1, False)
+        array = self._list(ids, logits)
         _apply(sampler.chain, ctypes.byref(array))
         return int(array.data[array.selected].id) if 0 <= array.selected < array.size else None
 
@@ -164,46 +167,49 @@ class Drawing:
         """
         if token is None or not len(self._allowed(sampler, row, np.array([token], np.int32))):
             allowed = self._allowed(sampler, row, self._all)
-            token = self._choose(sampler, row, allowed) if len(allowed) else None
+            token = self._choose(sampler, allowed, row[allowed]) if len(allowed) else None
         if token is not None:
             llama_cpp.llama_sampler_accept(sampler.grammar, token)
         return token
 
     def _allowed(self, sampler: Sampler, row: Any, ids: Any) -> Any:
-        shortlist = self._shortlist[: len(ids)]
-        shortlist["id"], shortlist["logit"], shortlist["p"] = ids, row[ids], 0.0
-        array = llama_cpp.llama_token_data_array(self._address, len(ids), -1, False)
+        array = self._list(ids, row[ids])
         llama_cpp.llama_sampler_apply(sampler.grammar, ctypes.byref(array))
-        return ids[np.isfinite(shortlist["logit"])]
+        return ids[np.isfinite(self._logits[: len(ids)])]
+
+    def _list(self, ids: Any, logits: Any) -> Any:
+        num = len(ids)
+        self._ids[:num], self._logits[:num] = ids, logits
+        return llama_cpp.llama_token_data_array(self._address, num, -1, False)
 
 
-def likeliest(row: Any, num: int) -> Any:
-    """Ids of at least the `num` greatest of `row`, and few more.
+def likeliest(row: Any, num: int) -> tuple[Any, Any]:
+    """Ids and logits of tokens among which are the `num` likeliest; some tens of times as many.
 
     Of the greatest in each block of tokens, `num` are no less than the num-th of them; so are that many tokens, and
-    what is less is not among the `num` greatest. Only blocks that reach it are looked into.
+    what is less is not among the `num` greatest. Only blocks that reach it are taken.
     """
     num_blocks = len(row) // BLOCK
-    if num * 4 > num_blocks:
-        return np.arange(len(row), dtype=np.int32) if num * 4 > len(row) else np.argpartition(row, -num)[-num:]
+    if num > num_blocks // 2:
+        return np.arange(len(row), dtype=np.int32), row
     blocks = row[: num_blocks * BLOCK].reshape(BLOCK, num_blocks)
     peaks = blocks.max(axis=0)
-    bound = np.partition(peaks, -num)[-num]
-    reaching = np.flatnonzero(peaks >= bound)
-    place, within = np.nonzero(blocks[:, reaching] >= bound)
-    rest = np.flatnonzero(row[num_blocks * BLOCK :] >= bound) + num_blocks * BLOCK
-    return np.concatenate((place * num_blocks + reaching[within], rest))
+    reaching = np.flatnonzero(peaks >= np.partition(peaks, num_blocks - num)[num_blocks - num])
+    ids = (np.arange(BLOCK, dtype=np.int32)[:, None] * num_blocks + reaching).ravel()
+    if num_blocks * BLOCK < len(row):
+        ids = np.concatenate((ids, np.arange(num_blocks * BLOCK, len(row))))
+    return ids, row[ids]
 
 
 def nucleus(row: Any, norm: float, top_p: float) -> Any:
     """Ids of the fewest tokens, likeliest first, whose probabilities come to `top_p`; at least one."""
     num = 256
     while True:
-        ids = likeliest(row, min(num, len(row)))
-        ids = ids[np.argsort(-row[ids], kind="stable")]
-        sums = np.cumsum(np.exp(row[ids].astype(np.float64) - norm))
-        if sums[-1] >= top_p or len(ids) == len(row):
-            return ids[: int(np.searchsorted(sums, top_p)) + 1]
+        ids, logits = likeliest(row, num)
+        order = np.argsort(-logits, kind="stable")[: num if len(ids) < len(row) else None]
+        sums = np.cumsum(np.exp(logits[order].astype(np.float64) - norm))
+        if sums[-1] >= top_p or len(order) == len(row):
+            return ids[order[: int(np.searchsorted(sums, top_p)) + 1]]
         num *= 8
 
 

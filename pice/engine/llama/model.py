@@ -18,9 +18,11 @@ from pice.engine.llama.vocabulary import Vocabulary
 from pice.errors import EngineError, EngineUnavailable, ModelLoadError
 
 _get_logits = quick("llama_get_logits")
+_get_logits.restype = ctypes.c_void_p
 _seq_rm = quick("llama_memory_seq_rm")
 _seq_cp = quick("llama_memory_seq_cp")
 
+_FLOATS = ctypes.POINTER(ctypes.c_float)
 _KV_TYPES: dict[KVType, int] = {
     "f32": llama_cpp.GGML_TYPE_F32,
     "f16": llama_cpp.GGML_TYPE_F16,
@@ -66,7 +68,7 @@ class Model:
             self.close()
             raise
         self._batch = _Batch(options.n_batch)
-        self._outputs: list[int] = []
+        self._logits_address: int | None = None
         self._drawing = Drawing(self.vocabulary.num_tokens, options.n_seq_max)
 
     def sampler(self, sampling: Sampling, grammar: str, seed: int) -> Sampler:
@@ -83,7 +85,7 @@ class Model:
         Raises:
             EngineError: llama.cpp failed.
         """
-        self._outputs = self._batch.fill(chunks)
+        self._batch.fill(chunks)
         status = llama_cpp.llama_decode(self._context, self._batch.native)
         if status == 0:
             llama_cpp.llama_synchronize(self._context)
@@ -96,9 +98,16 @@ class Model:
         `last`, in order; None where the model or the grammar leaves no token to draw."""
         if not samplers:
             return []
-        shape = (len(self._outputs), self.vocabulary.num_tokens)
-        logits = np.ctypeslib.as_array(_get_logits(self._context), shape=shape)
-        return self._drawing.draw(logits, samplers)
+        return self._drawing.draw(self._logits(len(samplers)), samplers)
+
+    def _logits(self, num_rows: int) -> Any:
+        """The logits that the last decode asked for, where llama.cpp keeps them; shape: rows x vocabulary."""
+        address = _get_logits(self._context)
+        if address != self._logits_address:
+            shape = (self._options.n_seq_max, self.vocabulary.num_tokens)
+            self._logits_address = address
+            self._all_logits = np.ctypeslib.as_array(ctypes.cast(address, _FLOATS), shape=shape)
+        return self._all_logits[:num_rows]
 
     def change(self, changes: Sequence[Change]) -> None:
         """Does to the memory what the batch's bookkeeping has noted."""
@@ -173,9 +182,8 @@ class _Batch:
             logits=self._logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
-    def fill(self, chunks: Sequence[Chunk]) -> list[int]:
-        """Writes the chunks one after another; returns the places of the tokens that ask for logits."""
-        outputs = []
+    def fill(self, chunks: Sequence[Chunk]) -> None:
+        """Writes the chunks one after another; the last token of a `last` one asks for logits."""
         end = 0
         for chunk in chunks:
             begin, end = end, end + len(chunk.tokens)
@@ -183,11 +191,8 @@ class _Batch:
             self._positions[begin:end] = range(chunk.start, chunk.start + len(chunk.tokens))
             self._seq_ids[begin:end] = chunk.sequence.seq_id
             self._logits[begin:end] = 0
-            if chunk.last:
-                self._logits[end - 1] = 1
-                outputs.append(end - 1)
+            self._logits[end - 1] = chunk.last
         self.native.n_tokens = end
-        return outputs
 
 
 def _check_file(path: Path) -> None:
