@@ -184,7 +184,7 @@ def test_grammar_looks_at_one_token_and_only_if_need_be_at_all(
 
         monkeypatch.setattr(Drawing, "_allowed", watched)
         row = np.full((1, n_vocab), -5.0, np.float32)
-        row[0, a] = 20.0
+        row[0, a], row[0, b] = 20.0, 15.0
         drawing, sampler = Drawing(n_vocab, 1), Sampler(vocab, n_vocab, sampling, 'root ::= "a" "b"', 5)
         first, second = drawing.draw(row, [sampler])[0], drawing.draw(row, [sampler])[0]
         sampler.free()
