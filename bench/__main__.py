@@ -2,10 +2,10 @@
 
 import typer
 
-from bench import eager, pipeline
+from bench import eager, engine, pipeline
 from bench.report import QuickOption
 
-COMMANDS = {"pipeline": pipeline.command, "eager": eager.command}
+COMMANDS = {"pipeline": pipeline.command, "eager": eager.command, "engine": engine.command}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for name, run in COMMANDS.items():

@@ -107,6 +107,7 @@ _HALF_B = Shape(
     kv_heads=2,
     ffn=4864,
     vocabulary=32_000,
+    context_tokens=8192,
     quantization="q8_0",
     end_bias=NEVER,
     repeats_layers=True,
@@ -114,7 +115,7 @@ _HALF_B = Shape(
 BENCH_PRESETS = {
     "half-b-q8_0": _HALF_B,
     "half-b-q4_0": replace(_HALF_B, quantization="q4_0"),
-    "small-f16": Shape(layers=6, width=512, heads=8, quantization="f16", end_bias=NEVER),
+    "small-f16": Shape(layers=6, width=512, heads=8, context_tokens=8192, quantization="f16", end_bias=NEVER),
 }
 """To measure with; their text never ends by itself. The first two have the shape of a model of half a billion weights
 (Qwen2.5-0.5B's, but for the vocabulary)."""
