@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-EXTRAS := llama,dev,bench
+EXTRAS := llama,hub,dev,bench
 PYTEST_ARGS ?=
 # llama.cpp is built without its image models; add -DGGML_CUDA=on or the like for a GPU.
 CMAKE_ARGS ?= -DLLAVA_BUILD=OFF

@@ -24,7 +24,7 @@ FORBIDDEN_IN_PURE = {
     "time",
     "uuid",
 }
-CLIENTS = ("aiokafka", "httpx", "llama_cpp", "msgpack", "redis", "vllm")
+CLIENTS = ("aiokafka", "gguf", "httpx", "huggingface_hub", "llama_cpp", "msgpack", "redis", "vllm")
 
 MAY_IMPORT = {
     "core": set(),
@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "simulation": {"core", "errors", "pure", "port", "node", "reference", "simulation"},
     "pipeline": {"core", "errors", "pure", "node", "settings"},
     "loop": {"errors"},
-    "cli": {"package", "core", "errors", "pure", "settings", "batch", "pipeline", "loop", "app", "cli"},
+    "models": {"core", "errors", "pure", "models"},
+    "cli": {"package", "core", "errors", "pure", "settings", "batch", "pipeline", "models", "loop", "app", "cli"},
     "package": {"app", "core", "loop", "pipeline"},
     "__main__": {"cli"},
 }

@@ -1,0 +1,249 @@
+"""Files of the Hugging Face hub, in its own cache folder; the one file that imports huggingface_hub.
+
+`hf_hub_download` of version 2 begins anew after an interruption, and takes what came for what was meant. So a file
+first becomes the cache's blob by the library's own `http_get`: it comes into a part file that outlives an interruption,
+and gets the blob's name when its SHA-256 is right. `hf_hub_download` then finds the blob and links it. All of it is
+plain HTTP; hf_xet is neither needed nor used.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from pice.errors import ConfigError, InputError, OutputLost, Unavailable
+from pice.models.hub_refusal import address, not_written, out_of_reach, refused
+from pice.models.printable import shown
+from pice.models.source import Source
+
+ANSWER_TIMEOUT_S = 5.0
+"""To connect to the hub (to each of its addresses), and for it to answer; `HF_HUB_ETAG_TIMEOUT` sets another."""
+LOCK_TIMEOUT_S = 1.0
+MAX_PLAIN_BYTES = 50_000_000_000
+"""The hub gives no larger file over plain HTTP."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SAFE_NAME = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What the hub says of a file. `etag` is its SHA-256 where it is stored as a large file, as models are."""
+
+    source: Source
+    commit: str
+    etag: str
+    size_bytes: int | None
+
+    @property
+    def sha256(self) -> str | None:
+        return self.etag if _SHA256.fullmatch(self.etag) else None
+
+
+def ask(source: Source) -> Offer:
+    """Asks the hub, once.
+
+    Raises:
+        InputError: there is no such file, or no access to it.
+        Unavailable: the hub cannot be reached, or what answers is none.
+        ConfigError: huggingface_hub is not installed, or its environment is wrong.
+    """
+    with _errors_told(source):
+        hub = _library()
+        found = hub.get_hf_file_metadata(_url(hub, source, source.revision), timeout=_timeout_s(hub))
+    commit, etag = found.commit_hash or "", found.etag or ""
+    if not _COMMIT.fullmatch(commit) or not _SAFE_NAME.fullmatch(etag):
+        raise Unavailable(
+            f"{source}: {address(_endpoint())} does not answer as a hub does: look at HF_ENDPOINT and at proxies"
+        )
+    return Offer(source, commit, etag, found.size)
+
+
+def fetch(offer: Offer, cache_dir: Path | None) -> bool:
+    """Makes the file the cache's blob, going on with what came before; False if it was there already.
+
+    Progress is shown on standard error if that is a terminal. A connection that breaks, or brings nothing for
+    `HF_HUB_DOWNLOAD_TIMEOUT` (10 s), is taken up again up to 5 times in a row, 1 s apart.
+
+    Raises:
+        InputError: the file is too large.
+        OutputLost: it cannot be written; what came is kept.
+        Unavailable: the connection is gone for good (what came is kept), the SHA-256 is wrong (what came is thrown
+            away), or another process fetches the file.
+    """
+    if (offer.size_bytes or 0) > MAX_PLAIN_BYTES:
+        raise InputError(
+            f"{offer.source}: expected a file of at most {MAX_PLAIN_BYTES} bytes, got {offer.size_bytes}: "
+            "fetch it by huggingface_hub's own `hf download` and give its path"
+        )
+    with _errors_told(offer.source):
+        hub = _library()
+        cache = _cache(hub, cache_dir)
+        name = hub.file_download.repo_folder_name(repo_id=offer.source.repo, repo_type="model")
+        with _locked(hub, offer, cache / ".locks" / name / f"{offer.etag}.lock"):
+            return _make_blob(hub, offer, cache / name / "blobs" / offer.etag)
+
+
+def place(source: Source, cache_dir: Path | None) -> Path:
+    """Where the file is, now that its blob is in the cache."""
+    with _errors_told(source):
+        return _download(_library(), source, cache_dir, local_files_only=False)
+
+
+def cached(source: Source, cache_dir: Path | None) -> Path | None:
+    """Where the file is, if it was fetched before; the hub is not asked."""
+    with _errors_told(source):
+        hub = _library()
+        try:
+            return _download(hub, source, cache_dir, local_files_only=True)
+        except hub.errors.LocalEntryNotFoundError:
+            return None
+
+
+def _library() -> Any:
+    """The package, with its warnings off: what fails is said by us.
+
+    Raises:
+        ConfigError: it is not installed, or a variable that it reads is wrong.
+    """
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+        import huggingface_hub.file_download
+    except ImportError as error:
+        raise ConfigError(f'pulling from the hub needs huggingface_hub: pip install "pice[hub]" ({error})') from error
+    except ValueError as error:
+        raise ConfigError(f"a variable of the environment that begins with HF_ is wrong: {error}") from error
+    huggingface_hub.logging.set_verbosity(logging.ERROR)
+    return huggingface_hub
+
+
+def _download(hub: Any, source: Source, cache_dir: Path | None, *, local_files_only: bool) -> Path:
+    path = hub.hf_hub_download(
+        source.repo,
+        source.file,
+        revision=source.revision,
+        cache_dir=cache_dir,
+        endpoint=_endpoint(),
+        etag_timeout=_timeout_s(hub),
+        local_files_only=local_files_only,
+    )
+    return Path(path)
+
+
+def _make_blob(hub: Any, offer: Offer, blob: Path) -> bool:
+    if blob.exists() and offer.size_bytes in (None, blob.stat().st_size):
+        return False
+    part = blob.with_name(f"{offer.etag}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab") as file:
+        if offer.size_bytes is None or file.tell() > offer.size_bytes:
+            file.truncate(0)
+            file.seek(0)
+        num_kept = file.tell()
+        _check_room(part.parent, (offer.size_bytes or 0) - num_kept)
+        hub.file_download.http_get(
+            _url(hub, offer.source, offer.commit),
+            file,
+            resume_size=num_kept,
+            headers={**hub.utils.build_hf_headers(), "accept-encoding": "identity"},
+            expected_size=offer.size_bytes,
+            displayed_filename=shown(offer.source.file),
+        )
+    _check_sum(offer, part)
+    part.replace(blob)
+    return True
+
+
+def _check_room(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise OutputLost(f"{folder}: expected room for {num_bytes} bytes, got {free}: make room, or use --cache-dir")
+
+
+def _check_sum(offer: Offer, part: Path) -> None:
+    if offer.sha256 is None:
+        return
+    with part.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != offer.sha256:
+        part.unlink()
+        raise Unavailable(
+            f"{offer.source}: expected SHA-256 {offer.sha256}, got {got}: what came is thrown away; try again"
+        )
+
+
+@contextmanager
+def _locked(hub: Any, offer: Offer, path: Path) -> Iterator[None]:
+    """Holds the library's own lock on a blob."""
+    import filelock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with hub.utils.WeakFileLock(path, timeout=LOCK_TIMEOUT_S):
+            yield
+    except filelock.Timeout as error:
+        raise Unavailable(f"{offer.source}: another process is fetching it: wait for it, then try again") from error
+
+
+def _url(hub: Any, source: Source, revision: str) -> str:
+    url: str = hub.hf_hub_url(source.repo, source.file, revision=revision, endpoint=_endpoint())
+    return url
+
+
+def _cache(hub: Any, cache_dir: Path | None) -> Path:
+    return Path(hub.constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser().resolve()
+
+
+def _endpoint() -> str:
+    """Raises `ConfigError` if it is no address."""
+    given = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    if urlsplit(given).scheme not in ("http", "https") or not urlsplit(given).hostname:
+        raise ConfigError(f"HF_ENDPOINT must be an address like https://huggingface.co, got '{shown(given)}'")
+    return given
+
+
+def _timeout_s(hub: Any) -> float:
+    return float(hub.constants.HF_HUB_ETAG_TIMEOUT) if "HF_HUB_ETAG_TIMEOUT" in os.environ else ANSWER_TIMEOUT_S
+
+
+@contextmanager
+def _errors_told(source: Source) -> Iterator[None]:
+    """Turns what the library raises into an error of ours."""
+    errors = _library().errors
+    import httpx2
+
+    try:
+        yield
+    except errors.HfHubHTTPError as error:
+        code = error.response.headers.get("X-Error-Code", "")
+        names = _names(source) if code == "EntryNotFound" else None
+        raise refused(source, _endpoint(), error.response.status_code, code, names) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise out_of_reach(source, _endpoint(), error) from error
+    except OSError as error:
+        raise not_written(source, error) from error
+    except ValueError as error:
+        raise InputError(f"{source}: {shown(str(error), 300)}") from error
+
+
+def _names(source: Source) -> list[str] | None:
+    """The GGUF files of the repo (of its first 1000 files); None if the hub does not tell."""
+    import httpx2
+
+    hub = _library()
+    url = f"{_endpoint()}/api/models/{source.repo}/tree/{quote(source.revision, safe='')}?recursive=true"
+    try:
+        answer = hub.utils.get_session().get(url, headers=hub.utils.build_hf_headers(), timeout=_timeout_s(hub))
+        hub.utils.hf_raise_for_status(answer)
+        return [str(each["path"]) for each in answer.json() if str(each["path"]).endswith(".gguf")]
+    except (httpx2.HTTPError, OSError, ValueError, KeyError, TypeError):
+        return None
