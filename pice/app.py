@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,20 +160,34 @@ async def _running(nodes: Sequence[Run]) -> AsyncIterator[None]:
 async def _start_engines(settings: Settings, rng: random.Random, stack: AsyncExitStack) -> dict[str, list[Engine]]:
     """Each site's own engines, the cloud's among them, loaded and ready."""
     wanted = {CLOUD_SITE: [settings.cloud.engine]} | {name: list(site.engines) for name, site in settings.sites.items()}
-    num_local = sum(settings.engines[name].kind == "llama_cpp" for names in wanted.values() for name in names)
-    num_threads = max(1, (os.cpu_count() or 1) // max(1, num_local))
-    engines = {
-        site: [make_engine(settings.engines[name], rng, num_threads=num_threads) for name in names]
-        for site, names in wanted.items()
-    }
-    for engine in (engine for site in engines.values() for engine in site):
-        stack.push_async_callback(engine.close)
-        await engine.start()
+    chosen = [settings.engines[name] for names in wanted.values() for name in names]
+    local = [each for each in chosen if isinstance(each, LlamaCppSettings)]
+    num_cores = os.cpu_count() or 1
+    num_threads = max(1, num_cores // max(1, len(local)))
+    shares_cores = sum(each.n_threads or num_threads for each in local) > num_cores
+    make = partial(make_engine, rng=rng, num_threads=num_threads, shares_cores=shares_cores)
+    engines = {site: [make(settings.engines[name]) for name in names] for site, names in wanted.items()}
+    await _start_together([engine for site in engines.values() for engine in site], stack)
     return engines
 
 
-def make_engine(settings: EngineSettings, rng: random.Random, *, num_threads: int) -> Engine:
-    """The engine that settings describe, not started. `num_threads` is used where the settings leave it open."""
+async def _start_together(engines: Sequence[Engine], stack: AsyncExitStack) -> None:
+    """Raises what the first to fail raises, as itself."""
+    for engine in engines:
+        stack.push_async_callback(engine.close)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for engine in engines:
+                tasks.create_task(engine.start())
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+def make_engine(
+    settings: EngineSettings, rng: random.Random, *, num_threads: int, shares_cores: bool = False
+) -> Engine:
+    """The engine that settings describe, not started. `num_threads` is used where the settings leave it open;
+    `shares_cores` says that the threads of all engines are more than the cores."""
     curve = settings.curve.curve() if settings.curve else None
     match settings:
         case EmulatedSettings():
@@ -189,8 +204,12 @@ def make_engine(settings: EngineSettings, rng: random.Random, *, num_threads: in
             )
         case LlamaCppSettings():
             from pice.engine.llama_cpp import LlamaCppEngine
+            from pice.engine.process import ProcessEngine
 
-            return LlamaCppEngine(_llama_options(settings, rng, num_threads=num_threads))
+            options = _llama_options(settings, rng, num_threads=num_threads)
+            if settings.isolation == "thread":
+                return LlamaCppEngine(options)
+            return ProcessEngine(options, shares_cores=shares_cores)
         case OpenAISettings():
             from pice.engine.openai import OpenAIEngine
 

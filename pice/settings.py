@@ -102,7 +102,8 @@ class EmulatedSettings(Section):
 
 
 class LlamaCppSettings(Section):
-    """A GGUF file, run in this process. `n_threads` 0 shares the cores among the configured engines."""
+    """A GGUF file, run on this machine. `n_threads` 0 shares the cores among the configured engines; with `isolation`
+    "process" a model that brings llama.cpp down takes nothing else with it."""
 
     kind: Literal["llama_cpp"]
     path: Path
@@ -117,6 +118,7 @@ class LlamaCppSettings(Section):
     mmap: bool = True
     prefix_cache_tokens: int | None = Field(default=None, ge=0)
     chat_template: str = ""
+    isolation: Literal["process", "thread"] = "process"
     curve: CurveSettings | None = None
 
     @model_validator(mode="after")

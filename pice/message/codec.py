@@ -84,6 +84,30 @@ def decode_as(cls: type[W], payload: bytes, *, max_bytes: int = MAX_BYTES) -> W:
     return message
 
 
+def pack(value: object) -> bytes:
+    """Plain values (None, booleans, numbers, texts, bytes, tuples and maps of these) as bytes, with no version or tag.
+
+    Raises:
+        InputError: a text with half a surrogate pair, or a number that takes more than 64 bits.
+    """
+    try:
+        return cast("bytes", msgpack.packb(value))
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"this cannot be put in a message: {error}") from error
+
+
+def unpack(payload: bytes) -> object:
+    """What was packed; arrays come as tuples. No array or map has more than `MAX_ITEMS`.
+
+    Raises:
+        DecodeError: these bytes are not one packed value. Nothing else is raised, whatever they are.
+    """
+    try:
+        return msgpack.unpackb(payload, use_list=False, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS)
+    except ValueError as error:
+        raise DecodeError(f"expected one msgpack value, got {len(payload)} bytes that are none: {error}") from error
+
+
 def as_plain(value: Any) -> dict[str, Any]:
     """A dataclass as dicts, lists and scalars, every field of it, ready for JSON."""
     return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
@@ -100,10 +124,7 @@ def _plain(value: Any) -> Any:
 def _unpack(payload: bytes, max_bytes: int) -> dict[Any, object]:
     if len(payload) > max_bytes:
         raise DecodeError(f"expected a message of at most {max_bytes} bytes, got {len(payload)}")
-    try:
-        body = msgpack.unpackb(payload, use_list=False, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS)
-    except ValueError as error:
-        raise DecodeError(f"expected one msgpack map, got {len(payload)} bytes that are none: {error}") from error
+    body = unpack(payload)
     if type(body) is not dict:
         raise DecodeError(f"expected a msgpack map, got {shown(body)}")
     return body

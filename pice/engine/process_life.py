@@ -1,0 +1,193 @@
+"""One life of an engine's process, seen from its parent: begun, asked, ended, and what it said last."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from pice.engine.base import EngineInfo, Piece
+from pice.engine.process_link import Link
+from pice.engine.process_wire import Answer, Ask, Cancel, Failed, Load, Message, Ready, Said, error_of, packed
+from pice.errors import DecodeError, EngineUnavailable, ModelLoadError, PiceError
+
+PROGRAM = ("-P", "-m", "pice.engine.process_child")
+"""What Python is told to run; by `-P` no file of the current folder is taken for a module."""
+END_WAIT_S = 3.0
+"""What a process may take to end by itself before it is killed."""
+NUM_LAST_LINES, MAX_LINE_CHARS = 5, 500
+"""Of what a process printed, for the error that says how it ended."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    expected: type[Piece] | type[int]
+    answers: "asyncio.Queue[Answer]" = field(default_factory=asyncio.Queue)
+
+
+class Life:
+    """One process. `info` is set, and `on_ready` called, once its model is loaded; `has_finished` when it has written a
+    text to its end."""
+
+    def __init__(self, name: str, on_ready: Callable[[], None]) -> None:
+        self._name = name
+        self._on_ready = on_ready
+        self._calls: dict[int, _Call] = {}
+        self._lost = asyncio.Event()
+        self._link = Link("parent", self._take, self._lost.set)
+        self._failure: PiceError | None = None
+        self.info: EngineInfo | None = None
+        self.has_finished = False
+        self.pid: int | None = None
+
+    @property
+    def serves(self) -> bool:
+        return self.info is not None and not self._lost.is_set()
+
+    async def run(self, load: Load, environment: Mapping[str, str]) -> PiceError:
+        """Begins the process and waits for its end, which it returns; also the calls then end with that.
+
+        Cancelling ends the process, by force if need be.
+        """
+        end: PiceError = EngineUnavailable(f"{self._name}: closed")
+        try:
+            process = await _spawned(self._link, environment)
+            self.pid = process.pid
+            lines = await self._served(process, load)
+            end = self._failure or self._end(process, lines)
+        except OSError as problem:
+            end = EngineUnavailable(f"{self._name}: no process can be started for it: {problem}")
+        finally:
+            self.pid = None
+            for call in self._calls.values():
+                call.answers.put_nowait(EngineUnavailable(str(end)))
+            self._calls.clear()
+        return end
+
+    @contextmanager
+    def asked(self, ask: Ask) -> Iterator["asyncio.Queue[Answer]"]:
+        """Asks; when the block is left before the last answer came, the process may drop the call.
+
+        Raises:
+            InputError: this cannot be asked.
+        """
+        payload = packed(ask)
+        call = self._calls[ask.call_id] = _Call(int if ask.sampling is None else Piece)
+        self._link.send(payload)
+        try:
+            yield call.answers
+        finally:
+            if self._calls.pop(ask.call_id, None):
+                self._link.send(packed(Cancel(ask.call_id)))
+
+    async def _served(self, process: Process, load: Load) -> list[str]:
+        assert process.stdout is not None
+        lines = asyncio.create_task(_last_lines(self._name, process.stdout))
+        try:
+            self._link.send(packed(load))
+            await self._lost.wait()
+        finally:
+            self._link.close()
+            await _ended(process)
+            await asyncio.wait([lines])
+        return lines.result()
+
+    def _end(self, process: Process, lines: list[str]) -> PiceError:
+        problem = self._link.problem
+        how = f"said what makes no sense ({problem})" if problem else f"ended {how_ended(process.returncode)}"
+        words = f": {'; '.join(lines)}" if lines else ""
+        if self.info is None:
+            return ModelLoadError(f"{self._name}: while it loaded the model, the engine process {how}{words}")
+        return EngineUnavailable(f"{self._name}: the engine process {how}{words}")
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Ready() if self.info is None:
+                self.info = message.info
+                self._on_ready()
+            case Failed() if self.info is None:
+                self._failure = error_of(message.fault)
+                self._link.close()
+            case Said():
+                self._hand_on(message.call_id, message.answer)
+            case _:
+                raise DecodeError("expected ready or failed once, got it again")
+
+    def _hand_on(self, call_id: int, answer: Answer) -> None:
+        """Gives an answer to who asked, unless given up."""
+        call = self._calls.get(call_id)
+        if call is None:
+            return
+        if not isinstance(answer, call.expected | PiceError):
+            raise DecodeError(f"said: expected a {call.expected.__name__}, got a {type(answer).__name__}")
+        call.answers.put_nowait(answer)
+        if not isinstance(answer, Piece) or answer.finish_reason is not None:
+            del self._calls[call_id]
+            self.has_finished |= isinstance(answer, Piece)
+
+
+def how_ended(returncode: int | None) -> str:
+    """In words, what `Process.returncode` says."""
+    try:
+        return f"by {signal.Signals(-(returncode or 0)).name}"
+    except ValueError:
+        return f"with exit code {returncode}"
+
+
+async def _spawned(link: Link, environment: Mapping[str, str]) -> Process:
+    """A process at the other end of this link. It is in a session of its own, out of reach of a terminal's Ctrl-C."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
+        try:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                *PROGRAM,
+                str(theirs.fileno()),
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=STDOUT,
+                pass_fds=(theirs.fileno(),),
+                env=environment,
+                start_new_session=True,
+            )
+        except BaseException:
+            link.close()
+            raise
+
+
+async def _ended(process: Process) -> None:
+    """Waits for a process whose link is closed; kills it if it does not end by itself."""
+    try:
+        async with asyncio.timeout(END_WAIT_S):
+            await process.wait()
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _last_lines(name: str, output: asyncio.StreamReader) -> list[str]:
+    """Logs what a process prints, and returns the last of it when it has ended."""
+    lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
+    rest = b""
+    while chunk := await output.read(4096):
+        *whole, rest = (rest + chunk).split(b"\n")
+        rest = rest[:MAX_LINE_CHARS]
+        for line in filter(None, map(_printable, whole)):
+            _logger.warning("%s: the engine process says: %s", name, line)
+            lines.append(line)
+    return list(filter(None, [*lines, _printable(rest)]))
+
+
+def _printable(line: bytes) -> str:
+    """A line as text that a terminal does not act on: its words may be a model file's."""
+    text = line[:MAX_LINE_CHARS].decode(errors="replace")
+    return "".join(char if char.isprintable() else " " for char in text).strip()
