@@ -156,10 +156,9 @@ def verdict(known: Known, text: str, logprobs: Sequence[float], expected: str) -
     """ "" where the text is as expected, "tie", or what is wrong."""
     if text == expected:
         return ""
-    same = "".join(
-        a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, expected, strict=False))
-    )
-    index = sum(end <= len(same) for end in itertools.accumulate(map(len, known.texts)))
+    pairs = zip(text, expected, strict=False)
+    num_same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    index = sum(end <= num_same for end in itertools.accumulate(map(len, known.texts)))
     if index < len(logprobs) and abs(logprobs[index] - known.logprobs[index]) < SAME_LOGPROB:
         return "tie"
     return f"expected {expected[num_same:][:40]!r} after {num_same} characters, got {text[num_same:][:40]!r}"
