@@ -1,14 +1,14 @@
-"""Text into a llama.cpp model and out of it."""
+"""Text out of a llama.cpp model."""
+
+import codecs
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pice.core import Message, Prompt
-from pice.engine.llama.text import CHATML, ChatTemplate, Text, grammar_problem
-from pice.errors import InputError, ModelLoadError
-
-ASKED = Prompt(messages=(Message("system", "Be brief."), Message("user", "Why {{ 1 + 1 }}?")))
+from pice.engine.llama.text import Text
+from pice.engine.llama.thinking import BLOCKS, answer_begun
 
 
 def read(text: Text, data: list[bytes]) -> str:
@@ -29,6 +29,15 @@ def cut_at_first_completed(text: str, stops: tuple[str, ...]) -> str:
     return text
 
 
+def cut_up(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[begin:end] for begin, end in pairwise(places)]
+
+
+CUTS = st.lists(st.integers(0, 1000), max_size=12)
+STOPS = st.lists(st.text(alphabet="abé<", min_size=1, max_size=4), max_size=3).map(tuple)
+
+
 @given(
     pieces=st.lists(st.text(alphabet="abé", max_size=4), max_size=12),
     stops=st.lists(st.text(alphabet="abé", min_size=1, max_size=4), max_size=3).map(tuple),
@@ -39,6 +48,15 @@ def test_text_ends_before_the_stop_string_completed_first_however_it_is_cut(
     whole = "".join(pieces)
     assert read(Text(stops), [piece.encode() for piece in pieces]) == cut_at_first_completed(whole, stops)
     assert read(Text(stops), [bytes([byte]) for byte in whole.encode()]) == cut_at_first_completed(whole, stops)
+
+
+@given(data=st.binary(max_size=40) | st.text(max_size=12).map(str.encode), cuts=CUTS)
+@example(data=b"\xf0\x9f\xff\x98", cuts=[1, 2, 3])
+@example(data=b"\xe2\x82", cuts=[1])
+def test_bytes_however_cut_become_the_text_of_the_whole(data: bytes, cuts: list[int]) -> None:
+    whole = codecs.getincrementaldecoder("utf-8")(errors="replace").decode(data)
+    assert read(Text(()), cut_up(data, cuts)) == whole
+    assert data.decode(errors="replace").startswith(whole)
 
 
 def test_start_of_a_stop_string_is_held_back_until_it_is_refuted() -> None:
@@ -54,66 +72,83 @@ def test_incomplete_character_is_held_back_and_dropped_at_the_end() -> None:
     assert [text.feed(first[:1]), text.feed(first[1:]), text.feed(second), text.rest()] == ["", "é", "", ""]
 
 
-def test_bytes_that_are_no_text_become_replacement_characters() -> None:
-    assert Text(()).feed(b"a\xffb") == "a\ufffdb"
+def test_bytes_that_are_no_text_become_one_replacement_character_each() -> None:
+    text = Text(())
+    assert [text.feed(piece) for piece in (b"a\xff", b"\xc3", b"b")] == ["a\ufffd", "", "\ufffdb"]
 
 
-def test_chatml_renders_every_message_as_it_is_and_opens_the_answer() -> None:
-    assert ChatTemplate(CHATML, bos="", eos="").render(ASKED) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy {{ 1 + 1 }}?<|im_end|>\n<|im_start|>assistant\n"
-    )
+@given(
+    before=st.sampled_from(["", "\n", "  "]),
+    block=st.sampled_from(BLOCKS),
+    thoughts=st.text(alphabet="ab <\n", max_size=8),
+    after=st.sampled_from(["", "\n\n", " "]),
+    answer=st.text(alphabet="ab<", max_size=6),
+    stops=STOPS,
+    cuts=CUTS,
+)
+def test_block_of_thinking_in_front_is_left_out_however_it_is_cut(
+    before: str, block: tuple[str, str], thoughts: str, after: str, answer: str, stops: tuple[str, ...], cuts: list[int]
+) -> None:
+    whole = before + block[0] + thoughts + block[1] + after + answer
+    assert read(Text(stops), cut_up(whole.encode(), cuts)) == cut_at_first_completed(answer, stops)
 
 
-def test_template_is_given_the_special_tokens_and_told_not_to_think() -> None:
-    source = (
-        "{{ bos_token }}{{ messages[0].content | tojson }}{{ enable_thinking }}{{ tools is defined }}{{ eos_token }}"
-    )
-    assert ChatTemplate(source, bos="<s>", eos="</s>").render(ASKED) == '<s>"Be brief."FalseFalse</s>'
+@given(text=st.text(alphabet="<think>/ [|a\n", max_size=12), stops=STOPS, cuts=CUTS)
+def test_text_without_a_block_in_front_is_left_as_it_is(text: str, stops: tuple[str, ...], cuts: list[int]) -> None:
+    if not text.lstrip().startswith(tuple(begin for begin, _ in BLOCKS)):
+        assert read(Text(stops), cut_up(text.encode(), cuts)) == cut_at_first_completed(text, stops)
+
+
+def test_text_is_held_back_only_while_it_may_be_a_tag() -> None:
+    text = Text(())
+    assert [text.feed(piece) for piece in (b"\n", b"<", b"th", b"e>", b" <think>x")] == [
+        "",
+        "",
+        "",
+        "\n<the>",
+        " <think>x",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("source", "reason"),
+    ("whole", "answer"),
     [
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[0].content + 1 }}", "must be str|can only concatenate"),
-        ("{{ messages.__class__.__mro__ }}", "unsafe"),
-        ("{{ messages.append(1) }}", "unsafe|not safely callable"),
+        ("<think>never ends", ""),
+        ("<think>", ""),
+        ("<thin", "<thin"),
+        ("  ", "  "),
+        ("<think>a</think>  ", ""),
+        ("<think>a</think>b<think>c</think>", "b<think>c</think>"),
+        ("<|channel|>analysis<|message|>a<|end|>assistant<|channel|>final<|message|>b", "b"),
+        ("<|channel|>final<|message|>b", "b"),
+        ("[THINK]a[/THINK]b", "b"),
+        ("</think>b", "</think>b"),
     ],
-    ids=["refused by the template", "wrong types", "out of the sandbox", "changes its input"],
 )
-def test_messages_that_a_template_refuses_are_the_callers_error(source: str, reason: str) -> None:
-    with pytest.raises(InputError, match=reason):
-        ChatTemplate(source, bos="", eos="").render(ASKED)
+def test_answer_is_what_is_left_of_a_text(whole: str, answer: str) -> None:
+    assert read(Text(()), [char.encode() for char in whole]) == answer
+    assert read(Text((), thinking=False), [whole.encode()]) == whole
 
 
-def test_prompt_without_messages_is_refused() -> None:
-    with pytest.raises(InputError, match="at least one message"):
-        ChatTemplate(CHATML, bos="", eos="").render(Prompt(messages=()))
-
-
-def test_template_that_cannot_be_read_makes_the_model_unusable() -> None:
-    with pytest.raises(ModelLoadError, match="chatml"):
-        ChatTemplate("{% for %}", bos="", eos="")
+def test_stop_string_in_a_block_of_thinking_stops_nothing() -> None:
+    text = Text(("stop",))
+    assert text.feed(b"<think>stop</think>go on, stop") == "go on, "
+    assert text.stopped
 
 
 @pytest.mark.parametrize(
-    ("grammar", "problem"),
+    ("prompt", "begun"),
     [
-        ('root ::= "a"', ""),
-        ('root ::= ("a" | [(({9,1}])* # ((( {9,1}', ""),
-        ('root ::= "{9,1}" "\\"{9,1}"', ""),
-        ('root ::= "a"{2} "b"{2,} "c"{2,3}', ""),
-        ('root ::= "a"{5,2}', "least <= most"),
-        ('root ::= "a"{ 5 , 2 }', "least <= most"),
-        ('root ::= "a"{99999}', "at most 10000"),
-        ("root ::= " + '("a"){2000} ' * 6, "at most 10000"),
-        ("root ::= " + "(" * 300 + '"a"' + ")" * 300, "groups"),
-        ('root ::= "\0"', "NUL"),
-        ("root ::= " + '"a" ' * 20000, "bytes"),
+        ("user\nassistant\n", "user\nassistant\n"),
+        ("assistant<think>\n", "assistant<think>\n\n</think>\n\n"),
+        ("assistant[THINK]", "assistant[THINK]\n\n[/THINK]\n\n"),
+        ("assistant<think>\n\n</think>\n\n", "assistant<think>\n\n</think>\n\n"),
+        (
+            "# Valid channels: final.<|start|>assistant",
+            "# Valid channels: final.<|start|>assistant<|channel|>final<|message|>",
+        ),
+        ("<|start|>assistant", "<|start|>assistant"),
     ],
-    ids=lambda value: value[:24] if isinstance(value, str) else "",
 )
-def test_grammar_that_would_bring_llama_cpp_down_is_told(grammar: str, problem: str) -> None:
-    found = grammar_problem(grammar.encode())
-    assert problem in found
-    assert bool(found) == bool(problem)
+def test_thinking_that_a_prompt_opens_is_closed_at_once(prompt: str, begun: str) -> None:
+    assert answer_begun(prompt) == begun

@@ -1,82 +1,176 @@
 """Text <-> tokens, by a model's own vocabulary and chat template."""
 
 import ctypes
-from typing import Any
+import re
+from collections import Counter
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Protocol
 
 from pice.core import Prompt
+from pice.engine.llama.builtin import BuiltinTemplate, builtin_names
 from pice.engine.llama.native import llama_cpp, quick
-from pice.engine.llama.text import CHATML, ChatTemplate
+from pice.engine.llama.special import Special, Specials
+from pice.engine.llama.template import CHATML, ChatTemplate
+from pice.engine.llama.thinking import TAGS, answer_begun
 from pice.errors import ConfigError, InputError
 
 _token_to_piece = quick("llama_token_to_piece")
 _is_eog = quick("llama_vocab_is_eog")
+_get_text = quick("llama_vocab_get_text")
+_get_attr = quick("llama_vocab_get_attr")
+
+_STRUCTURE = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+_SPECIAL = _STRUCTURE | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+
+SMALL_CHARS = 65536
+"""Tokenised in a few hundredths of a second."""
+MAX_RUN_CHARS = 4096
+"""Letters without a space, or spaces without a letter, that are handed to llama.cpp in one piece: where it splits text
+by regular expressions (DeepSeek, Falcon, GPT-NeoX) it recurses once a character, and 32,000 end the process."""
+_LONG_RUN = re.compile(rf"(?<!\S)\S{{{MAX_RUN_CHARS + 1},}}|(?<!\s)\s{{{MAX_RUN_CHARS + 1},}}")
+
+_TEMPLATE_KEY = "tokenizer.chat_template."
+
+
+class Template(Protocol):
+    def render(self, prompt: Prompt) -> str: ...
 
 
 class Vocabulary:
     """Of a loaded model.
 
     Args:
-        chat_template: a template's name in the file, or "chatml"; None is the file's default.
+        chat_template: a template's name in the file, "chatml", or one of those that llama.cpp has built in; None is
+            the file's default.
 
     Raises:
         ConfigError: no chat template of that name.
+        ModelLoadError: the file's template cannot be read.
     """
 
     def __init__(self, model: Any, *, chat_template: str | None) -> None:
         self.native = llama_cpp.llama_model_get_vocab(model)
         self.num_tokens: int = llama_cpp.llama_vocab_n_tokens(self.native)
-        self._template = self._chat_template(model, chat_template)
+        self._specials = Specials(self._read_special(token) for token in self._tokens_with(_SPECIAL))
+        self._template = self._choose_template(model, chat_template)
+        self._cuts_runs = llama_cpp.llama_vocab_type(self.native) == llama_cpp.LLAMA_VOCAB_TYPE_BPE
+        adds_bos = llama_cpp.llama_vocab_get_add_bos(self.native)
+        self._first = [llama_cpp.llama_vocab_bos(self.native)] if adds_bos else []
         self._pieces: dict[int, bytes] = {}
 
     def tokens(self, prompt: Prompt) -> list[int]:
         """The prompt by the model's chat template, as tokens; at least one.
 
+        Control tokens are those that the template writes; in a message their text is only text.
+
         Raises:
             InputError: there are no messages, or the template refuses them.
         """
-        rendered = self._template.render(prompt)
-        text = rendered.encode(errors="replace")
-        special = not (self._template.bos and rendered.startswith(self._template.bos))
-        size = len(text) + 8
-        while True:
-            buffer = (ctypes.c_int32 * size)()
-            count = llama_cpp.llama_tokenize(self.native, text, len(text), buffer, size, special, True)
-            if count >= 0:
-                break
-            size = -count
-        if not count:
+        hidden = self._specials.hide(prompt)
+        rendered = answer_begun(self._template.render(hidden.prompt)).encode(errors="replace").decode()
+        tokens: list[int] = []
+        for part in self._specials.split(rendered):
+            tokens += [part.token] if isinstance(part, Special) else self._tokenise(hidden.shown(part))
+        if tokens[:1] != self._first:
+            tokens = self._first + tokens
+        if not tokens:
             raise InputError("the prompt is empty: the chat template made no tokens of its messages")
-        return buffer[:count]
+        return tokens
+
+    def least_tokens(self, prompt: Prompt) -> int:
+        """A number of tokens that the user's messages have at least, much faster than counting them; 0 where counting
+        is no trouble. A byte takes up no less than its share of the longest token that it occurs in."""
+        text = "".join(message.content.strip() for message in prompt.messages if message.role == "user")
+        if len(text) <= SMALL_CHARS:
+            return 0
+        counts = Counter(text.encode(errors="replace"))
+        return int(sum(count / self._longest_with.get(byte, 1) for byte, count in counts.items()))
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for control tokens. A character may be spread over several."""
+        """The bytes of a token; none for control tokens, but for those that enclose thinking. A character may be
+        spread over several."""
         if token not in self._pieces:
-            self._pieces[token] = self._read_piece(token)
+            self._pieces[token] = self._read_piece(token, special=self._text(token) in TAGS)
         return self._pieces[token]
 
     def ends(self, token: int) -> bool:
         """Whether the token says that the text is complete."""
         return bool(_is_eog(self.native, token))
 
-    def _read_piece(self, token: int) -> bytes:
+    def _tokenise(self, text: str) -> list[int]:
+        """Of text in which no token is special to anybody."""
+        cuts = [0, len(text)]
+        if self._cuts_runs and len(text) > MAX_RUN_CHARS:
+            for run in _LONG_RUN.finditer(text):
+                cuts[-1:-1] = range(run.start() + MAX_RUN_CHARS, run.end(), MAX_RUN_CHARS)
+        return [token for begin, end in pairwise(cuts) for token in self._tokenise_run(text[begin:end].encode())]
+
+    def _tokenise_run(self, data: bytes) -> list[int]:
+        size = len(data) + 8
+        while True:
+            buffer = (ctypes.c_int32 * size)()
+            count = llama_cpp.llama_tokenize(self.native, data, len(data), buffer, size, False, False)
+            if count >= 0:
+                return buffer[:count]
+            size = -count
+
+    @cached_property
+    def _longest_with(self) -> dict[int, int]:
+        """For each byte the length of the longest token it occurs in."""
+        longest: dict[int, int] = {}
+        for piece in sorted((self._read_piece(token, special=True) for token in range(self.num_tokens)), key=len):
+            longest |= dict.fromkeys(piece, len(piece))
+        return longest
+
+    def _tokens_with(self, attributes: int) -> list[int]:
+        return [token for token in range(self.num_tokens) if _get_attr(self.native, token) & attributes]
+
+    def _read_special(self, token: int) -> Special:
+        attributes = _get_attr(self.native, token)
+        return Special(
+            token,
+            self._text(token),
+            control=bool(attributes & _STRUCTURE),
+            lstrip=bool(attributes & llama_cpp.LLAMA_TOKEN_ATTR_LSTRIP),
+            rstrip=bool(attributes & llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP),
+        )
+
+    def _read_piece(self, token: int, *, special: bool) -> bytes:
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = _token_to_piece(self.native, token, buffer, size, 0, False)
+            count = _token_to_piece(self.native, token, buffer, size, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count
 
-    def _token_text(self, token: int) -> str:
-        text = llama_cpp.llama_vocab_get_text(self.native, token) if token >= 0 else b""
+    def _text(self, token: int) -> str:
+        text = _get_text(self.native, token) if token >= 0 else b""
         return (text or b"").decode(errors="replace")
 
-    def _chat_template(self, model: Any, name: str | None) -> ChatTemplate:
-        named = name.encode() if name and name != "chatml" else None
+    def _choose_template(self, model: Any, name: str | None) -> Template:
+        named = name.encode() if name else None
         source = None if name == "chatml" else llama_cpp.llama_model_chat_template(model, named)
-        if source is None and named:
-            raise ConfigError(f"chat_template: the model has no chat template {name!r}; leave it out or use 'chatml'")
+        text = source.decode(errors="replace") if source else CHATML
+        builtin = text if source else name
+        if builtin in builtin_names() and builtin != "chatml":
+            return BuiltinTemplate(builtin)
+        if source is None and name not in (None, "chatml"):
+            raise ConfigError(
+                f"chat_template: expected one in the file ({', '.join(_named_templates(model)) or 'none has a name'}) "
+                f"or of llama.cpp ({', '.join(builtin_names())}), got {name!r}"
+            )
         bos, eos = llama_cpp.llama_vocab_bos(self.native), llama_cpp.llama_vocab_eos(self.native)
-        return ChatTemplate(
-            source.decode(errors="replace") if source else CHATML, bos=self._token_text(bos), eos=self._token_text(eos)
-        )
+        return ChatTemplate(text, bos=self._text(bos), eos=self._text(eos))
+
+
+def _named_templates(model: Any) -> list[str]:
+    keys = (_metadata_key(model, index) for index in range(llama_cpp.llama_model_meta_count(model)))
+    return [key.removeprefix(_TEMPLATE_KEY) for key in keys if key.startswith(_TEMPLATE_KEY)]
+
+
+def _metadata_key(model: Any, index: int) -> str:
+    buffer = ctypes.create_string_buffer(256)
+    llama_cpp.llama_model_meta_key_by_index(model, index, buffer, len(buffer))
+    return buffer.value.decode(errors="replace")
