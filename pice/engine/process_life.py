@@ -68,7 +68,6 @@ class Life:
             self.pid = None
             for call in self._calls.values():
                 call.answers.put_nowait(EngineUnavailable(str(end)))
-            self._calls.clear()
         return end
 
     @contextmanager
@@ -146,21 +145,17 @@ async def _spawned(link: Link, environment: Mapping[str, str]) -> Process:
     ours, theirs = socket.socketpair()
     with theirs:
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
-        try:
-            return await asyncio.create_subprocess_exec(
-                sys.executable,
-                *PROGRAM,
-                str(theirs.fileno()),
-                stdin=DEVNULL,
-                stdout=PIPE,
-                stderr=STDOUT,
-                pass_fds=(theirs.fileno(),),
-                env=environment,
-                start_new_session=True,
-            )
-        except BaseException:
-            link.close()
-            raise
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            *PROGRAM,
+            str(theirs.fileno()),
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=STDOUT,
+            pass_fds=(theirs.fileno(),),
+            env=environment,
+            start_new_session=True,
+        )
 
 
 async def _ended(process: Process) -> None:

@@ -36,6 +36,8 @@ NO_LAYERS = replace(ENDLESS, layers=0)
 SHORT = Sampling(max_tokens=8, temperature=0.0)
 LONG = Sampling(max_tokens=4000, temperature=0.0)
 
+LOOPS, LOOP_IDS = [asyncio.new_event_loop, uvloop.new_event_loop], ["asyncio", "uvloop"]
+
 
 def asking(text: str = "Explain how the ocean warms the land.") -> Prompt:
     return Prompt(messages=(Message("user", text),))
@@ -126,7 +128,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch, decode: str) -> None:
     )
 
 
-@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop_factory", LOOPS, ids=LOOP_IDS)
 def test_killed_process_ends_its_generations_as_unavailable_and_the_next_one_works(
     model: Path, caplog: pytest.LogCaptureFixture, loop_factory: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
@@ -281,7 +283,10 @@ async def test_what_cannot_be_loaded_is_refused_as_in_this_process(
     assert said[0] == said[1]
 
 
-async def test_model_gone_after_a_crash_is_tried_until_it_is_back(model: Path, engine: ProcessEngine) -> None:
+async def test_model_gone_after_a_crash_is_tried_until_it_is_back(
+    model: Path, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pice.engine.process.RESTART_WAIT_S", 10 * DEADLINE_S)
     move(model, away := model.with_suffix(".away"))
     await kill(engine)
     with pytest.raises(EngineUnavailable, match=r"tiny\.gguf: cannot be read: No such file"):
@@ -360,6 +365,19 @@ async def test_answer_to_a_call_given_up_is_dropped(model: Path, monkeypatch: py
         assert await generate(engine) == [Piece("b", 1, (-0.5,), "stop")]
 
 
+async def test_generations_given_up_are_not_decoded_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaks(
+        monkeypatch,
+        "broken.num_left = getattr(broken, 'num_left', 2 * 4000) - 1\n"
+        "return decode(self, chunks) if broken.num_left else os._exit(9)",
+    )
+    engine = engine_on(model)
+    async with started(engine):
+        for _ in range(16):
+            await (await begin(engine)).aclose()
+        assert whole(await generate(engine)), "16 texts of 4000 tokens, 4 at a time, would take 16000 steps"
+
+
 async def test_process_that_does_not_end_by_itself_is_killed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs(monkeypatch, f"{HELLO.replace('ask = take()', '')}time.sleep(1000)")
     monkeypatch.setattr(process_life, "END_WAIT_S", 0.01)
@@ -418,9 +436,13 @@ async def test_close_ends_the_process_and_leaves_nothing_open(model: Path) -> No
         async with started(engine):
             running = await begin(engine)
             pid = pid_of(engine)
-            await asyncio.gather(engine.close(), engine.close())
+            closing = asyncio.create_task(engine.close())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await engine.close()
             with pytest.raises(EngineUnavailable, match="tiny: closed"):
                 await drained(running)
+            await closing
         assert_gone(pid)
         return num_open_files()
 
@@ -446,6 +468,25 @@ async def test_start_that_is_cancelled_ends_the_process(model: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert_gone(pid)
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS, ids=LOOP_IDS)
+def test_start_that_is_cancelled_at_any_moment_leaves_no_process(
+    model: Path, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def main() -> None:
+        for num_turns in range(12):
+            starting = asyncio.create_task(engine_on(model).start())
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 async def test_engine_is_started_once_and_not_used_before(model: Path, engine: ProcessEngine) -> None:
