@@ -245,6 +245,7 @@ def _read_tensor(header: _Header) -> tuple[Tensor, int]:
     num_bytes = num_elements // kind.block_elements * kind.block_bytes
     if num_bytes > header.size:
         raise header.error(
-            f"at least {num_bytes} bytes for tensor '{shown(name)}'", f"a file of {header.size}: it is cut off or damaged"
+            f"at least {num_bytes} bytes for tensor '{shown(name)}'",
+            f"a file of {header.size}: it is cut off or damaged",
         )
     return Tensor(name, kind.name, num_elements, num_bytes), offset

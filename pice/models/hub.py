@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pice.errors import ConfigError, InputError, OutputLost, Unavailable
-from pice.models.hub_refusal import address, not_written, out_of_reach, refused
+from pice.models.hub_refusal import address, is_address, not_written, out_of_reach, refused
 from pice.models.printable import shown
 from pice.models.source import Source
 
+VERSION = 2
 ANSWER_TIMEOUT_S = 5.0
 """To connect to the hub (to each of its addresses), and for it to answer; `HF_HUB_ETAG_TIMEOUT` sets another."""
 LOCK_TIMEOUT_S = 1.0
@@ -31,6 +32,7 @@ MAX_PLAIN_BYTES = 50_000_000_000
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_BY_PATH = "a file that is on this machine already can be given by its path"
 _SAFE_NAME = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
 
@@ -84,7 +86,7 @@ def fetch(offer: Offer, cache_dir: Path | None) -> bool:
             f"{offer.source}: expected a file of at most {MAX_PLAIN_BYTES} bytes, got {offer.size_bytes}: "
             "fetch it by huggingface_hub's own `hf download` and give its path"
         )
-    with _errors_told(offer.source):
+    with _errors_told(offer.source, "what came so far is kept, and the same command goes on from there"):
         hub = _library()
         cache = _cache(hub, cache_dir)
         name = hub.file_download.repo_folder_name(repo_id=offer.source.repo, repo_type="model")
@@ -109,10 +111,10 @@ def cached(source: Source, cache_dir: Path | None) -> Path | None:
 
 
 def _library() -> Any:
-    """The package, with its warnings off: what fails is said by us.
+    """The package, with its warnings off, as what fails is said by us, and its telemetry, which asks the hub first.
 
     Raises:
-        ConfigError: it is not installed, or a variable that it reads is wrong.
+        ConfigError: it is not installed, is of another version, or a variable that it reads is wrong.
     """
     try:
         import huggingface_hub
@@ -122,7 +124,12 @@ def _library() -> Any:
         raise ConfigError(f'pulling from the hub needs huggingface_hub: pip install "pice[hub]" ({error})') from error
     except ValueError as error:
         raise ConfigError(f"a variable of the environment that begins with HF_ is wrong: {error}") from error
+    if not huggingface_hub.__version__.startswith(f"{VERSION}."):
+        raise ConfigError(
+            f'expected version {VERSION} of huggingface_hub, got {huggingface_hub.__version__}: pip install "pice[hub]"'
+        )
     huggingface_hub.logging.set_verbosity(logging.ERROR)
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     return huggingface_hub
 
 
@@ -205,8 +212,8 @@ def _cache(hub: Any, cache_dir: Path | None) -> Path:
 
 def _endpoint() -> str:
     """Raises `ConfigError` if it is no address."""
-    given = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    if urlsplit(given).scheme not in ("http", "https") or not urlsplit(given).hostname:
+    given = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    if not is_address(given):
         raise ConfigError(f"HF_ENDPOINT must be an address like https://huggingface.co, got '{shown(given)}'")
     return given
 
@@ -216,8 +223,8 @@ def _timeout_s(hub: Any) -> float:
 
 
 @contextmanager
-def _errors_told(source: Source) -> Iterator[None]:
-    """Turns what the library raises into an error of ours."""
+def _errors_told(source: Source, advice: str = _BY_PATH) -> Iterator[None]:
+    """Turns what the library raises into an error of ours; `advice` is for when the hub is out of reach."""
     errors = _library().errors
     import httpx2
 
@@ -227,8 +234,10 @@ def _errors_told(source: Source) -> Iterator[None]:
         code = error.response.headers.get("X-Error-Code", "")
         names = _names(source) if code == "EntryNotFound" else None
         raise refused(source, _endpoint(), error.response.status_code, code, names) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise out_of_reach(source, _endpoint(), error) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise out_of_reach(source, _endpoint(), "HF_HUB_OFFLINE is set", advice) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, errors.LocalEntryNotFoundError) as error:
+        raise out_of_reach(source, _endpoint(), str(error) or type(error).__name__, advice) from error
     except OSError as error:
         raise not_written(source, error) from error
     except ValueError as error:

@@ -13,6 +13,14 @@ NUM_NEAR = 8
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_address(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def address(endpoint: str) -> str:
     """Of the hub, without what may be secret in it."""
     parts = urlsplit(endpoint)
@@ -38,12 +46,8 @@ def refused(source: Source, endpoint: str, status: int, code: str, names: Sequen
     return Unavailable(f"{source}: {address(endpoint)} answered {status}: try again later")
 
 
-def out_of_reach(source: Source, endpoint: str, error: Exception) -> Unavailable:
-    reason = shown(str(error) or type(error).__name__)
-    return Unavailable(
-        f"{source}: {address(endpoint)} could not be reached ({reason}); a file that is on this machine already can be "
-        "given by its path"
-    )
+def out_of_reach(source: Source, endpoint: str, reason: str, advice: str) -> Unavailable:
+    return Unavailable(f"{source}: {address(endpoint)} could not be reached ({shown(reason)}); {advice}")
 
 
 def not_written(source: Source, error: OSError) -> PiceError:
@@ -66,5 +70,5 @@ def _near(wanted: str, names: Sequence[str] | None) -> str:
     def likeness(name: str) -> tuple[bool, float]:
         return wanted.lower() in name.lower(), SequenceMatcher(None, wanted.lower(), name.lower()).ratio()
 
-    best = [shown(name) for name in sorted(names, key=likeness, reverse=True)]
+    best = sorted(map(shown, names), key=likeness, reverse=True)
     return ", which has " + ", ".join(best[:NUM_NEAR]) + (", ..." if len(best) > NUM_NEAR else "")

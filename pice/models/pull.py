@@ -34,7 +34,8 @@ def _pull(source: Source, cache_dir: Path | None, say: Callable[[str], None]) ->
         path = hub.cached(source, cache_dir)
         if path is None:
             raise
-        say(f"{error}; it is in the cache, unchecked")
+        say(str(error))
+        say(f"{source}: taken from the cache, as it was fetched before")
         return path
     say(f"{source}: {'of unknown size' if offer.size_bytes is None else size(offer.size_bytes)}")
     if not hub.fetch(offer, cache_dir):
