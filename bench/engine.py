@@ -6,8 +6,8 @@ before. All segments of a run are asked for at the same moment.
 - `pice`: this project's engine in a thread; `pice-process`: in a process of its own; `pice-no-logprobs`: in a thread,
   with the arithmetic of log-probabilities taken out.
 - `create_completion`: `llama_cpp.Llama`, one segment after another, with its own reuse of the prefix that it still has.
-- `llama-server`: a slot for each segment over one memory, streaming over HTTP on loopback, without its prompt cache in
-  RAM, which costs time and can be of no use here.
+- `llama-server`: a slot for each segment over one memory, asked over HTTP on loopback. It streams nothing and has no
+  prompt cache in RAM, since both cost it time; that its tokens come evenly between the first and the last is assumed.
 - `llama-batched-bench`: the ceiling. It only evaluates, so many tokens a step after a shared prompt of 220: no texts,
   no sampling, nobody who waits for it. With so many cells before each token as the others have; of the own parts'
   20 tokens it has one copy.
@@ -37,7 +37,7 @@ from typing import Annotated
 import typer
 
 from bench.contenders import KINDS
-from bench.engine_figures import Figures
+from bench.engine_figures import COLD, PHASES, WARM, Figures
 from bench.engine_prompts import OWN_TOKENS, SHARED_TOKENS
 from bench.engine_run import Plan, measure
 from bench.engine_work import DRAWN, GREEDY
@@ -47,7 +47,7 @@ from pice.loop import run_once
 from tools.llama_cpp_tools import Tools
 from tools.tiny_gguf import BENCH_PRESETS
 
-SIZES = (1, 2, 4, 8, 16)
+MODELS, SIZES = ("half-b-q8_0", "half-b-q4_0", "small-f16"), (1, 2, 4, 8, 16)
 NUM_CORES = os.cpu_count() or 1
 QUICK_MODELS, QUICK_SIZES = ("small-f16",), (1, 8)
 READ_AT_LOADING = ("OMP_", "GOMP_", "KMP_", "GGML_", "LLAMA_")
@@ -67,7 +67,7 @@ WAITING = {
     Omp.default: {},
 }
 
-Models = Annotated[str, typer.Option("--models", help=f"Of {', '.join(BENCH_PRESETS)}, by comma; else all.")]
+Models = Annotated[str, typer.Option("--models", help=f"Of {', '.join(BENCH_PRESETS)}, by comma.")]
 Sizes = Annotated[str, typer.Option("--sizes", help=f"Segments at once, by comma; else {SIZES}.")]
 Names = Annotated[str, typer.Option("--contenders", help=f"Of {', '.join(KINDS)}, by comma; else all.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Of each contender.")]
@@ -88,11 +88,12 @@ def command(
     """Tokens per second against the number of segments at once, beside llama.cpp's other ways."""
     tools = Tools()
     programs = tools.programs if tools.are_built() else None
-    names, left_out = runnable(chosen(contenders, KINDS), programs)
+    names, left_out = runnable(chosen(contenders, KINDS, else_=KINDS), programs)
     plan = Plan(
-        models=chosen(models, QUICK_MODELS if quick and not models else BENCH_PRESETS),
+        models=chosen(models, BENCH_PRESETS, else_=QUICK_MODELS if quick else MODELS),
         sizes=[int(size) for size in sizes.split(",")] if sizes else (QUICK_SIZES if quick else SIZES),
         contenders=names,
+        phases=(COLD, WARM) if quick else PHASES,
         num_rounds=rounds or (3 if quick else 5),
         n_threads=threads,
         tools=programs,
@@ -103,13 +104,13 @@ def command(
     publish(make_report(figures, plan, left_out), path, figures.draw)
 
 
-def chosen(text: str, known: Iterable[str]) -> list[str]:
-    """The names in a text, all that are known if it is empty.
+def chosen(text: str, known: Iterable[str], *, else_: Iterable[str]) -> list[str]:
+    """The names in a text; others if it is empty.
 
     Raises:
         InputError: a name is not known.
     """
-    names = text.split(",") if text else list(known)
+    names = text.split(",") if text else list(else_)
     if unknown := sorted(set(names) - set(known)):
         raise InputError(f"expected names of {', '.join(known)}; got {', '.join(unknown)}")
     return names

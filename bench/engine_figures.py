@@ -22,14 +22,15 @@ SEQUENTIAL_AIMS = {"half-b-q8_0": 1.8, "half-b-q4_0": 2.2}
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One contender's job. Where no text was written all but `decode_per_s` is 0."""
+    """One contender's job. Where no text was written all but `decode_per_s` is 0; that is None where there was no time
+    in which all segments were decoded."""
 
     model: str
     size: int
     contender: str
     phase: str
     round: int
-    decode_per_s: float
+    decode_per_s: float | None
     wall_s: float = 0.0
     tokens_per_s: float = 0.0
     ttft_s: float = 0.0
@@ -80,17 +81,18 @@ class Figures:
         ]
 
     def measured(self, cell: Cell, contender: str, name: str, *phases: str) -> Measured | None:
-        """Of one figure; None where that contender did not run."""
-        values = [getattr(run, name) for run in self.of(cell, contender, *phases)]
+        """Of one figure; None where that contender has none."""
+        values = [value for run in self.of(cell, contender, *phases) if (value := getattr(run, name)) is not None]
         return over(values) if values else None
 
     def ratio(self, cell: Cell, name: str, above: str, below: str, *phases: str) -> Measured | None:
         """One contender's figure over the other's in the same round and, but for the ceiling, phase."""
         found = {(run.round, run.phase): getattr(run, name) for run in self.of(cell, below)}
         ratios = [
-            getattr(run, name) / value
+            over_it / under
             for run in self.of(cell, above, *phases)
-            if (value := found.get((run.round, CEILING if below == CEILING else run.phase)))
+            if (under := found.get((run.round, CEILING if below == CEILING else run.phase)))
+            if (over_it := getattr(run, name)) is not None
         ]
         return over(ratios) if ratios else None
 
@@ -189,11 +191,10 @@ class Figures:
             if known:
                 sizes, values = zip(*known, strict=True)
                 panel.plot(sizes, [value.median for value in values], "o-", color=f"C{number}", label=contender)
-                panel.fill_between(
-                    sizes, [v.low for v in values], [v.high for v in values], color=f"C{number}", alpha=0.2
-                )
+                panel.vlines(sizes, [value.low for value in values], [value.high for value in values], f"C{number}")
         panel.set_xscale("log", base=2)
         panel.set_xticks([cell.size for cell in cells], [str(cell.size) for cell in cells])
+        panel.set_xlabel("segments at once (bars: lowest to highest)")
         panel.set_ylim(bottom=0)
         panel.set_title(title)
 

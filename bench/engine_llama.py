@@ -69,7 +69,9 @@ class OneAfterAnother:
 
 
 class Server:
-    """`llama-server` with a slot for each segment, asked over HTTP for all at once; its answers are streamed."""
+    """`llama-server` with a slot for each segment, asked over HTTP for all at once.
+
+    Each answer comes as a whole: were it streamed, events and who reads them would take cores from the server."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -125,17 +127,14 @@ class Server:
             )
 
     async def _write(self, asked: Asked, job: Job, number: int, began_s: float) -> tuple[Written, list[float]]:
-        """Only the last event is read: looking into each would take the server's cores from it."""
-        arrivals, tail = list[float](), b""
-        async with self._client.stream("POST", "/completion", json=_body(asked, job, number)) as response:
-            async for chunk in response.aiter_raw():
-                arrivals += [time.perf_counter() - began_s] * chunk.count(b'"stop":false')
-                tail = (tail + chunk)[-65536:]
+        """The server says how long it drew; its tokens are taken to have come evenly in that time."""
+        response = await self._client.post("/completion", json=_body(asked, job, number))
         end_s = time.perf_counter() - began_s
-        timings = orjson.loads(tail.rstrip().rpartition(b"data: ")[2])["timings"]
-        num_cached = timings["cache_n"]
-        num_prompt = timings["prompt_n"] + num_cached
-        return Written(arrivals[0], end_s, timings["predicted_n"], num_prompt, num_cached), arrivals
+        timings = response.raise_for_status().json()["timings"]
+        num_tokens, num_cached = timings["predicted_n"], timings["cache_n"]
+        step_s = timings["predicted_ms"] / 1e3 / (num_tokens - 1)
+        arrivals = [end_s - step_s * num_later for num_later in range(num_tokens - 1, -1, -1)]
+        return Written(arrivals[0], end_s, num_tokens, timings["prompt_n"] + num_cached, num_cached), arrivals
 
 
 class Ceiling:
@@ -176,7 +175,6 @@ def _body(asked: Asked, job: Job, number: int) -> dict[str, Any]:
     sampling = job.sampling
     return {
         "prompt": list(asked.tokens),
-        "stream": True,
         "cache_prompt": True,
         "n_predict": sampling.max_tokens,
         "samplers": ["top_k"] if job.greedy else ["top_k", "top_p", "temperature"],

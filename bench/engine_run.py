@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.contenders import KINDS, Worker
-from bench.engine_figures import CEILING, COLD, GREEDY, PHASES, Cell, Run, as_run
+from bench.engine_figures import CEILING, COLD, GREEDY, Cell, Run, as_run
 from bench.engine_prompts import Prompts, prompts_for
 from bench.engine_work import Job, Setup
 from bench.report import OUT, alternating
@@ -25,6 +25,7 @@ class Plan:
     models: Sequence[str]
     sizes: Sequence[int]
     contenders: Sequence[str]
+    phases: Sequence[str]
     num_rounds: int
     n_threads: int
     tools: Path | None
@@ -73,7 +74,7 @@ async def _at_size(plan: Plan, path: Path, cell: Cell, prompts: Prompts) -> list
                 workers[name] = await stack.enter_async_context(worker)
                 await workers[name].run(job(prompts, cell.size, COLD, -1))
         for number, name in alternating(list(workers), plan.num_rounds):
-            for phase in PHASES if KINDS[name].writes else (CEILING,):
+            for phase in plan.phases if KINDS[name].writes else (CEILING,):
                 done = await workers[name].run(job(prompts, cell.size, phase, number))
                 runs.append(as_run(cell, name, phase, number, done))
     return runs

@@ -18,11 +18,11 @@ from bench.report import document
 from pice.errors import InputError
 
 EIGHT, FOUR = Cell("half-b-q4_0", 8), Cell("half-b-q4_0", 4)
-PLAN = Plan(["half-b-q4_0"], [4, 8], [PICE], 2, 2, None, {"PATH": "/bin", "OMP_WAIT_POLICY": "passive"})
+PLAN = Plan(["half-b-q4_0"], [4, 8], [PICE], [COLD, WARM], 2, 2, None, {"PATH": "/bin", "OMP_WAIT_POLICY": "passive"})
 
 
 def run(
-    contender: str, decode_per_s: float, wall_s: float = 1.0, *, phase: str = COLD, at: int = 0, **rest: Any
+    contender: str, decode_per_s: float | None, wall_s: float = 1.0, *, phase: str = COLD, at: int = 0, **rest: Any
 ) -> Run:
     return Run(rest.pop("model", EIGHT.model), rest.pop("size", 8), contender, phase, at, decode_per_s, wall_s, **rest)
 
@@ -40,9 +40,12 @@ def test_rate_of_a_single_segment_leaves_its_first_token_out() -> None:
     assert decode_per_s([[10.0, 10.5, 11.0]]) == 2.0
 
 
-def test_rate_is_refused_when_segments_were_never_decoded_together() -> None:
-    with pytest.raises(Unfair, match="first ends before the last begins"):
-        decode_per_s([[0.0, 1.0], [2.0, 3.0]])
+def test_segments_that_were_never_decoded_together_have_no_rate() -> None:
+    assert decode_per_s([[0.0, 1.0], [2.0, 3.0]]) is None
+    ceilings = [run(CEILING, 100.0, phase=CEILING, at=number) for number in (0, 1)]
+    figures = Figures([run(PICE, None), run(PICE, 90.0, at=1), *ceilings])
+    found = figures.measured(EIGHT, PICE, "decode_per_s"), figures.ratio(EIGHT, "decode_per_s", PICE, CEILING)
+    assert [(each.median, each.num) for each in found if each] == [(90.0, 1), (0.9, 1)]
 
 
 def test_job_without_the_tokens_asked_for_is_refused() -> None:
@@ -103,10 +106,10 @@ def test_contender_without_its_program_is_left_out_with_what_to_do() -> None:
 
 
 def test_names_are_chosen_by_comma_and_checked() -> None:
-    assert chosen("", KINDS) == list(KINDS)
-    assert chosen("llama-server,pice", KINDS) == ["llama-server", "pice"]
+    assert chosen("", KINDS, else_=["pice"]) == ["pice"]
+    assert chosen("llama-server,pice", KINDS, else_=[]) == ["llama-server", "pice"]
     with pytest.raises(InputError, match="got vllm"):
-        chosen("pice,vllm", KINDS)
+        chosen("pice,vllm", KINDS, else_=[])
 
 
 @pytest.mark.parametrize("omp", list(Omp))
