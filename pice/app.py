@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pice.answer.score import Weights
 from pice.answer.steps import EnsemblePolicy
@@ -24,6 +24,8 @@ from pice.node.edge import Address, EdgeNode, EdgePolicy
 from pice.node.load import Load
 from pice.pipeline import Pipeline
 from pice.plan.base import Planner
+from pice.plan.curve import Run as TimedRun
+from pice.plan.curve import Workload
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.settings import EmulatedSettings, EngineSettings, LlamaCppSettings, OpenAISettings, Settings
 from pice.sketch.prompts import load_prompts
@@ -31,6 +33,9 @@ from pice.store.base import Store
 from pice.store.memory import MemoryStore
 from pice.transport.base import Transport
 from pice.transport.memory import MemoryTransport
+
+if TYPE_CHECKING:
+    from pice.engine.llama.measure_process import Measured
 
 ASSUMED_CLOUD_CURVE = Curve(batch=(1, 16), step_s=(0.03, 0.05), prefill_s_per_token=0.0002, base_s=0.05)
 """Of a server whose curve is not configured; an assumption, about a 70B model on eight accelerators."""
@@ -206,10 +211,10 @@ def make_engine(
             from pice.engine.llama_cpp import LlamaCppEngine
             from pice.engine.process import ProcessEngine
 
-            options = _llama_options(settings, rng, num_threads=num_threads)
+            options = _llama_options(settings, rng, num_threads=num_threads, shares_cores=shares_cores)
             if settings.isolation == "thread":
                 return LlamaCppEngine(options)
-            return ProcessEngine(options, shares_cores=shares_cores)
+            return ProcessEngine(options)
         case OpenAISettings():
             from pice.engine.openai import OpenAIEngine
 
@@ -230,7 +235,9 @@ def make_engine(
             )
 
 
-def _llama_options(settings: LlamaCppSettings, rng: random.Random, *, num_threads: int) -> LlamaOptions:
+def _llama_options(
+    settings: LlamaCppSettings, rng: random.Random, *, num_threads: int, shares_cores: bool
+) -> LlamaOptions:
     return LlamaOptions(
         path=settings.path,
         n_ctx=settings.n_ctx,
@@ -246,7 +253,20 @@ def _llama_options(settings: LlamaCppSettings, rng: random.Random, *, num_thread
         chat_template=settings.chat_template or None,
         curve=settings.curve.curve() if settings.curve else ROUGH_CURVE,
         seed=rng.randrange(NUM_SEEDS),
+        shares_cores=shares_cores,
     )
+
+
+def bench_model(workload: Workload, on_run: Callable[[TimedRun], None], **options: Any) -> "Measured":
+    """What a GGUF file is timed at, with `LlamaOptions` as given; `on_run` is called after each run.
+
+    Raises:
+        ModelLoadError, ConfigError, InputError: the file, an option or the workload is wrong.
+        EngineError: llama.cpp failed on the way.
+    """
+    from pice.engine.llama.measure_process import measure_apart
+
+    return measure_apart(LlamaOptions(**options), workload, on_run)
 
 
 def _plan_policy(settings: Settings) -> PlanPolicy:

@@ -131,8 +131,8 @@ def prompts(rng: random.Random) -> list[Prompt]:
 
 @asynccontextmanager
 async def started(path: Path, **options: object) -> AsyncIterator[ProcessEngine]:
-    exact = LlamaOptions(path=path, kv_type="f32", flash_attn="off", n_threads=1)
-    engine = ProcessEngine(replace(exact, **options), shares_cores=True)  # type: ignore[arg-type]  # of mixed types
+    exact = LlamaOptions(path=path, kv_type="f32", flash_attn="off", n_threads=1, shares_cores=True)
+    engine = ProcessEngine(replace(exact, **options))  # type: ignore[arg-type]  # of mixed types
     await engine.start()
     try:
         yield engine

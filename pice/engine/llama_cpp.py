@@ -21,6 +21,7 @@ from pice.engine.base import EngineInfo, Piece
 from pice.engine.llama.batch import Batch
 from pice.engine.llama.options import NUM_CACHE_SEQUENCES, LlamaOptions
 from pice.engine.llama.owner import Answer, Call, Owner, check_sampling
+from pice.engine.llama.waiting import set_while_loading
 from pice.errors import ConfigError, EngineError, EngineUnavailable, PiceError
 
 _logger = logging.getLogger(__name__)
@@ -124,8 +125,8 @@ class LlamaCppEngine:
         self._post(self._on_end, error)
 
     def _load_and_serve(self) -> None:
-        model = _native().Model(self._options, stopped=self._stopping.is_set)
         options = self._options
+        model = _native(shares_cores=options.shares_cores).Model(options, stopped=self._stopping.is_set)
         try:
             num_cached = options.prefix_cache_tokens
             batch = Batch(
@@ -161,15 +162,12 @@ class LlamaCppEngine:
         self._gone.set()
 
 
-def _native() -> ModuleType:
-    """The module of the model, with what the library reads from the environment set before.
-
-    Threads that spin at barriers stand still when anything else, such as the event loop, wants their core.
-    """
+def _native(*, shares_cores: bool) -> ModuleType:
+    """The module of the model; it loads the library, for which the first engine of a process sets the terms."""
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        from pice.engine.llama import model
+        with set_while_loading(shares_cores=shares_cores):
+            from pice.engine.llama import model
     except ImportError as error:
         raise ConfigError(f'a GGUF model needs llama-cpp-python: pip install "pice[llama]" ({error})') from error
     return model

@@ -33,13 +33,11 @@ class ProcessEngine:
 
     Args:
         options: as for `LlamaCppEngine`.
-        shares_cores: whether others compute on the cores that its threads are meant for.
     """
 
-    def __init__(self, options: LlamaOptions, *, shares_cores: bool = False) -> None:
+    def __init__(self, options: LlamaOptions) -> None:
         self._name = options.name
         self._load = Load(options)
-        self._shares_cores = shares_cores
         self._info: EngineInfo | None = None
         self._problem: PiceError = EngineUnavailable(f"{self._name}: not started")
         self._keeper: asyncio.Task[PiceError] | None = None
@@ -121,7 +119,7 @@ class ProcessEngine:
         pause_s = 0.0
         while True:
             life = self._life = Life(self._name, self._on_ready)
-            error = await life.run(self._load, environment(os.environ, shares_cores=self._shares_cores))
+            error = await life.run(self._load, environment(os.environ))
             if self._info is None:
                 return error
             self._problem = EngineUnavailable(f"{error}; it is being started again")
@@ -152,16 +150,9 @@ class ProcessEngine:
         self._news = asyncio.Event()
 
 
-def environment(own: Mapping[str, str], *, shares_cores: bool) -> dict[str, str]:
-    """The variables of an engine's process, from those of its parent.
-
-    How OpenMP's threads wait for one another is set where they do not say: those that spin stand still when anything
-    else wants their core, those that sleep take long to wake.
-    """
-    waiting = {"OMP_WAIT_POLICY": "passive"} if shares_cores else {"GOMP_SPINCOUNT": "10000"}
-    if own.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-        waiting = {}
-    return {"GGML_NO_BACKTRACE": "1", **waiting, **own, "PYTHONPATH": os.pathsep.join(sys.path)}
+def environment(own: Mapping[str, str]) -> dict[str, str]:
+    """The variables of an engine's process, from those of its parent."""
+    return {"GGML_NO_BACKTRACE": "1", **own, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def next_pause_s(last_s: float, has_finished: bool) -> float:

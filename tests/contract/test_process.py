@@ -524,22 +524,10 @@ async def test_what_a_process_prints_is_logged_without_what_a_terminal_acts_on(
     assert any(record.getMessage().endswith("says: one  [2J") for record in caplog.records)
 
 
-@pytest.mark.parametrize(
-    ("own", "shares_cores", "expected"),
-    [
-        ({}, False, {"GOMP_SPINCOUNT": "10000"}),
-        ({}, True, {"OMP_WAIT_POLICY": "passive"}),
-        ({"OMP_WAIT_POLICY": "active"}, False, {"OMP_WAIT_POLICY": "active"}),
-        ({"GOMP_SPINCOUNT": "7"}, True, {"GOMP_SPINCOUNT": "7"}),
-    ],
-    ids=["alone", "shared", "own policy", "own count"],
-)
-def test_waiting_of_threads_is_set_unless_the_user_has_set_it(
-    own: dict[str, str], shares_cores: bool, expected: dict[str, str]
-) -> None:
-    made = environment(own, shares_cores=shares_cores)
-    assert {name: value for name, value in made.items() if "OMP_" in name} == expected
-    assert made["GGML_NO_BACKTRACE"] == "1"
+def test_process_has_its_parents_variables_and_modules() -> None:
+    made = environment({"OMP_NUM_THREADS": "3", "PYTHONPATH": "elsewhere"})
+    assert (made["OMP_NUM_THREADS"], made["GGML_NO_BACKTRACE"]) == ("3", "1")
+    assert made["PYTHONPATH"].split(os.pathsep) == sys.path
 
 
 def test_pause_doubles_up_to_a_bound_until_a_process_was_of_use() -> None:

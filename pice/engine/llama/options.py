@@ -43,6 +43,7 @@ class LlamaOptions:
         chat_template: a template's name in the file, or "chatml"; None is the file's default.
         curve: its timing, if measured.
         seed: of the seeds of generations that bring none.
+        shares_cores: others compute on the cores that its threads are meant for.
 
     Raises:
         ConfigError: a number is out of range.
@@ -63,6 +64,7 @@ class LlamaOptions:
     chat_template: str | None = None
     curve: Curve = ROUGH_CURVE
     seed: int = 0
+    shares_cores: bool = False
 
     def __post_init__(self) -> None:
         most_sequences, cached = MAX_SEQUENCES - NUM_CACHE_SEQUENCES, self.prefix_cache_tokens
