@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pice.cli.bench import bench
 from pice.cli.session import INTERRUPTED
 from pice.cli.streams import note
 from pice.models import lines as text
@@ -18,7 +19,8 @@ from pice.models.summary import summarise
 SEQUENCES = (1, 2, 4, 8, 16)
 MOST_TOKENS = 10_000_000
 
-commands = typer.Typer(no_args_is_help=True, help="Look into model files (GGUF) and download them.")
+commands = typer.Typer(no_args_is_help=True, help="Look into model files (GGUF), time and download them.")
+commands.command()(bench)
 
 
 @commands.command()
