@@ -37,7 +37,7 @@ from typing import Annotated
 import typer
 
 from bench.contenders import KINDS
-from bench.engine_figures import COLD, PHASES, WARM, Figures
+from bench.engine_figures import BARE, COLD, PHASES, WARM, Figures
 from bench.engine_prompts import OWN_TOKENS, SHARED_TOKENS
 from bench.engine_run import Plan, measure
 from bench.engine_work import DRAWN, GREEDY
@@ -88,7 +88,8 @@ def command(
     """Tokens per second against the number of segments at once, beside llama.cpp's other ways."""
     tools = Tools()
     programs = tools.programs if tools.are_built() else None
-    names, left_out = runnable(chosen(contenders, KINDS, else_=KINDS), programs)
+    compared = [name for name in KINDS if not (quick and name == BARE)]
+    names, left_out = runnable(chosen(contenders, KINDS, else_=compared), programs)
     plan = Plan(
         models=chosen(models, BENCH_PRESETS, else_=QUICK_MODELS if quick else MODELS),
         sizes=[int(size) for size in sizes.split(",")] if sizes else (QUICK_SIZES if quick else SIZES),

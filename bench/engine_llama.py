@@ -17,7 +17,9 @@ START_S = 60.0
 
 
 class OneAfterAnother:
-    """`Llama.create_completion`, a segment at a time; it evaluates no prefix again that the segment before had too."""
+    """`Llama.create_completion`, a segment at a time; it evaluates no prefix again that the segment before had too.
+
+    With the attention and the layers on a GPU that the others choose by themselves."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -34,6 +36,8 @@ class OneAfterAnother:
             n_threads_batch=setup.n_threads,
             n_batch=setup.n_batch,
             n_ubatch=setup.n_ubatch,
+            n_gpu_layers=-1,
+            flash_attn=True,
             verbose=False,
         )
 

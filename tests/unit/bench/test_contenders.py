@@ -76,9 +76,9 @@ def spans(evaluating: list[tuple[int, int, int]], drawing: list[tuple[int, int, 
 
 def test_shares_are_of_steps_in_which_each_segment_gets_a_token() -> None:
     prefill, first, second, third = (0, 500, 40), (600, 680, 2), (700, 780, 2), (800, 860, 2)
-    waits = [(680, 690, 0), (780, 785, 0)]
+    waits, next_prefill = [(680, 690, 0), (780, 785, 0)], (900, 1300, 40)
     drawing = [(510, 590, 0), (691, 696, 0), (786, 791, 0), (870, 890, 0)]
-    found = spans([prefill, first, waits[0], second, waits[1], third], drawing).shares(2)
+    found = spans([prefill, first, waits[0], second, waits[1], third, next_prefill], drawing).shares(2)
     assert found == {"evaluating": 175 / 200, "drawing": 10 / 200, "rest": pytest.approx(15 / 200)}
 
 
