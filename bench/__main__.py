@@ -2,10 +2,10 @@
 
 import typer
 
-from bench import eager, engine, pipeline
+from bench import eager, engine, pipeline, threads
 from bench.report import QuickOption
 
-COMMANDS = {"pipeline": pipeline.command, "eager": eager.command, "engine": engine.command}
+COMMANDS = {"pipeline": pipeline.command, "eager": eager.command, "engine": engine.command, "threads": threads.command}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for name, run in COMMANDS.items():

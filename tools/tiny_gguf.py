@@ -115,10 +115,11 @@ _HALF_B = Shape(
 BENCH_PRESETS = {
     "half-b-q8_0": _HALF_B,
     "half-b-q4_0": replace(_HALF_B, quantization="q4_0"),
+    "one-b-q4_0": replace(_HALF_B, layers=28, width=1536, heads=12, ffn=8960, quantization="q4_0"),
     "small-f16": Shape(layers=6, width=512, heads=8, context_tokens=8192, quantization="f16", end_bias=NEVER),
 }
-"""To measure with; their text never ends by itself. The first two have the shape of a model of half a billion weights
-(Qwen2.5-0.5B's, but for the vocabulary)."""
+"""To measure with; their text never ends by itself. The first two have the shape of a model of half a billion weights,
+the third of one and a half (Qwen2.5-0.5B's and -1.5B's, but for the vocabulary)."""
 
 
 def vocabulary(size: int = 0) -> list[tuple[str, TokenType]]:
