@@ -217,8 +217,21 @@ NONSENSE = {
 
 @pytest.mark.parametrize("said", NONSENSE.values(), ids=NONSENSE.keys())
 def test_process_that_talks_nonsense_is_an_error(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    says(monkeypatch, [said], "import time; time.sleep(1000)")
+    says(monkeypatch, [said], "import time; time.sleep(30)")
     with pytest.raises(DecodeError):
+        apart()
+
+
+def test_runs_that_are_missing_are_an_error(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> None:
+    says(monkeypatch, [loaded, *RUNS[:3], Done(5)])
+    with pytest.raises(DecodeError, match="expected 2 runs of each size, got 3 in all"):
+        apart()
+
+
+def test_what_a_library_prints_is_not_taken_for_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "from pice.engine.llama import measure as m\nm.measure = lambda *_: print('hello')\nm.main()"
+    monkeypatch.setattr(measure_process, "PROGRAM", ("-c", script))
+    with pytest.raises(ModelLoadError, match="ended with exit code 0: hello"):
         apart()
 
 
@@ -232,7 +245,7 @@ def test_process_is_gone_when_its_caller_is_interrupted(monkeypatch: pytest.Monk
     def interrupt(_: Run) -> None:
         raise KeyboardInterrupt
 
-    says(monkeypatch, [loaded, *RUNS], "import time; time.sleep(1000)")
+    says(monkeypatch, [loaded, *RUNS], "import time; time.sleep(30)")
     monkeypatch.setattr(measure_process, "_begun", watched)
     with pytest.raises(KeyboardInterrupt):
         apart(interrupt)
