@@ -55,9 +55,9 @@ async def measured(kind: str, model: Path, n_threads: int, warm_s: float, window
 
 
 async def _one_token_s(engine: LlamaCppEngine | ProcessEngine) -> float:
-    """For a prompt whose other tokens are in memory; the median of some."""
+    """For a prompt that is in memory but for its end; the median of some."""
     taken_s = list[float]()
-    prompt = replace(EXPANSIONS, shared_tokens=1, own_tokens=1).prompt("")
+    prompt = EXPANSIONS.prompt("")
     for _ in range(NUM_ONE_TOKENS):
         began_s = time.perf_counter()
         async with aclosing(engine.generate(prompt, Sampling(max_tokens=1))) as pieces:

@@ -125,7 +125,7 @@ def table(rows: Mapping[str, Mapping[str, Measured]], plan: Plan) -> Table:
     cells = [[name, *(each.text(2) for each in found.values())] for name, found in rows.items()]
     notes = (
         f"{plan.model.stem}, {plan.n_threads} threads; median (lowest-highest) of {plan.num_rounds} alternating runs.",
-        "Start: until a text can be asked for. One token: asked for until it comes, with the prompt in memory.",
+        "Start: until a text can be asked for. One token: asked for until it comes, of a prompt in memory.",
         "Memory and CPU: of both processes where there are two, what they share counted once.",
     )
     return Table("An engine in a process of its own", columns, cells, notes)

@@ -48,7 +48,7 @@ class Writing:
 
     @asynccontextmanager
     async def going_on(self) -> AsyncIterator[None]:
-        """Every text has its first token when the block begins; they are dropped when it ends."""
+        """Every text has its first token when the block begins; after it nothing is evaluated for them any more."""
         firsts = [asyncio.Event() for _ in range(self._texts.num)]
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(self._write(slot, first)) for slot, first in enumerate(firsts)]
@@ -57,6 +57,7 @@ class Writing:
             yield
             for task in running:
                 task.cancel()
+        await self._engine.count_tokens(self._texts.prompt(""))
 
     async def _write(self, slot: int, first: asyncio.Event) -> None:
         """The first text is cut so that not all end at the same time."""

@@ -224,6 +224,7 @@ class Endless:
         self.asked = list[tuple[Prompt, Sampling]]()
         self.six_asked = asyncio.Event()
         self.num_running = 0
+        self.num_counted = 0
         self.error: InputError | None = None
 
     async def generate(
@@ -242,6 +243,11 @@ class Endless:
         finally:
             self.num_running -= 1
 
+    async def count_tokens(self, prompt: Prompt) -> int:
+        assert self.num_running == 0
+        self.num_counted += 1
+        return 1
+
 
 async def test_texts_follow_one_another_and_are_dropped_at_the_end() -> None:
     engine = Endless()
@@ -250,7 +256,7 @@ async def test_texts_follow_one_another_and_are_dropped_at_the_end() -> None:
         assert writing.num_tokens >= 2
         await engine.six_asked.wait()
         assert engine.num_running
-    assert engine.num_running == 0
+    assert (engine.num_running, engine.num_counted) == (0, 1)
     assert [sampling.max_tokens for _, sampling in engine.asked[:2]] == [2, 4]
     assert {sampling.max_tokens for _, sampling in engine.asked[2:]} == {4}
     systems, users = zip(*(prompt.messages for prompt, _ in engine.asked), strict=True)
