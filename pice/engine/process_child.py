@@ -108,11 +108,13 @@ async def _has_ended(engine: LlamaCppEngine, prompt: Prompt) -> bool:
 
 
 def _end(code: int, last_words: str = "") -> NoReturn:
-    """Ends the process without waiting for any thread; the parent reads what was printed."""
-    if last_words:
-        sys.stderr.write(f"{last_words}\n")
-    sys.stderr.flush()
-    os._exit(code)
+    """Ends the process without waiting for any thread; the parent reads what was printed, if there still is one."""
+    try:
+        if last_words:
+            sys.stderr.write(f"{last_words}\n")
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":

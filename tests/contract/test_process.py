@@ -430,6 +430,17 @@ def test_process_ends_in_the_middle_of_a_text_when_its_parent_is_killed(model: P
             os.close(process)
 
 
+def test_process_ends_though_nobody_reads_its_last_words() -> None:
+    source = "import os; from pice.engine.process_child import _end; os.read(0, 1); _end(3, 'the sky fell')"
+    reader, writer = os.pipe()
+    command = [sys.executable, "-c", source]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=writer) as process:
+        os.close(writer)
+        os.close(reader)
+        process.communicate(b"x", timeout=DEADLINE_S)
+    assert process.returncode == 3
+
+
 async def test_close_ends_the_process_and_leaves_nothing_open(model: Path) -> None:
     async def live() -> int:
         engine = engine_on(model)
