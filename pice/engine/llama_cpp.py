@@ -21,6 +21,7 @@ from pice.engine.base import EngineInfo, Piece
 from pice.engine.llama.batch import Batch
 from pice.engine.llama.options import NUM_CACHE_SEQUENCES, LlamaOptions
 from pice.engine.llama.owner import Answer, Call, Owner, check_sampling
+from pice.engine.llama.pace import Pace
 from pice.engine.llama.waiting import set_while_loading
 from pice.errors import ConfigError, EngineError, EngineUnavailable, PiceError
 
@@ -137,7 +138,7 @@ class LlamaCppEngine:
                 max_resting_cells=model.num_cells // 4 if num_cached is None else num_cached,
                 window=model.window,
             )
-            owner = Owner(self._model, model, batch, self._rng, self._loop.time)
+            owner = Owner(self._model, model, batch, Pace(options.num_threads), self._rng)
             info = EngineInfo(options.name, model.context_tokens, options.n_seq_max, options.curve)
             self._post(self._on_ready, info)
             owner.serve(self._inbox, self._stopping, lambda said: self._post(_deliver, said))

@@ -17,6 +17,7 @@ import pytest
 from pice.core import Message, Prompt, Sampling
 from pice.engine.base import Piece
 from pice.engine.llama.options import LlamaOptions
+from pice.engine.llama.pace import Pace
 from pice.engine.llama.text import ChatTemplate
 from pice.engine.llama_cpp import LlamaCppEngine
 from pice.errors import ConfigError, EngineError, EngineUnavailable, InputError, ModelLoadError, PromptTooLong
@@ -51,7 +52,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def started(path: Path, **settings: Any) -> AsyncIterator[LlamaCppEngine]:
-    engine = LlamaCppEngine(LlamaOptions(path=path, n_threads=1, **settings))
+    engine = LlamaCppEngine(LlamaOptions(**{"path": path, "n_threads": 1, **settings}))
     try:
         async with asyncio.timeout(DEADLINE_S):
             await engine.start()
@@ -435,6 +436,33 @@ async def test_earliest_deadline_begins_first(models: Path) -> None:
         await running.aclose()
         await asyncio.gather(*asked)
     assert ended == ["soon", "late", "never"]
+
+
+async def test_threads_are_changed_between_steps_and_the_text_stays_the_same(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Restless(Pace):
+        def observe(self, num_tokens: int, step_s: float, at_s: float) -> None:
+            assert num_tokens == 1
+            assert 0 < step_s < at_s
+            self.rung = 1 - self.rung
+
+    async with started(models / "endless.gguf") as engine:
+        alone = await generate(engine, asking())
+    used = list[int]()
+    set_threads = llama_model.Model.set_threads
+
+    def watched(self: Any, num_threads: int) -> None:
+        used.append(num_threads)
+        set_threads(self, num_threads)
+
+    monkeypatch.setattr(llama_model.Model, "set_threads", watched)
+    monkeypatch.setattr("pice.engine.llama_cpp.Pace", Restless)
+    async with started(models / "endless.gguf", n_threads=2) as engine:
+        again = await generate(engine, asking())
+    assert used == [1, 2] * (len(used) // 2) + [1] * (len(used) % 2)
+    assert len(used) == GREEDY.max_tokens - 1
+    assert (text(again), logprobs(again)) == (text(alone), logprobs(alone))
 
 
 async def test_smallest_batch_holds_a_token_of_each_sequence(models: Path) -> None:

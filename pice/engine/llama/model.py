@@ -117,6 +117,10 @@ class Model:
             else:
                 _seq_rm(self._memory, change.seq_id, change.num_tokens or -1, -1)
 
+    def set_threads(self, num_threads: int) -> None:
+        """From the next step on."""
+        llama_cpp.llama_set_n_threads(self._context, num_threads, num_threads)
+
     def renew_context(self) -> None:
         """A context with an empty memory in place of one that failed.
 

@@ -6,6 +6,7 @@ import math
 import queue
 import random
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from pice.core import NUM_SEEDS, FinishReason, Prompt, Sampling
 from pice.engine.base import Piece
 from pice.engine.llama.batch import Batch, Chunk, Sequence
+from pice.engine.llama.pace import Pace
 from pice.engine.llama.text import Text
 from pice.errors import EngineError, InputError, PiceError, PromptTooLong
 
@@ -63,12 +65,12 @@ class _Generation:
 class Owner:
     """Runs in the thread that owns the model; all its state is that thread's own."""
 
-    def __init__(self, name: str, model: "Model", batch: Batch, rng: random.Random, now_s: Callable[[], float]) -> None:
+    def __init__(self, name: str, model: "Model", batch: Batch, pace: Pace, rng: random.Random) -> None:
         self._name = name
         self._model = model
         self._batch = batch
         self._rng = rng
-        self._now_s = now_s
+        self._pace = pace
         self._rebuilt = False
         self._generations: dict[Sequence, _Generation] = {}
         self._said: list[tuple[Call, Answer]] = []
@@ -124,7 +126,7 @@ class Owner:
         seed = self._rng.randrange(NUM_SEEDS) if sampling.seed is None else sampling.seed
         sampler = self._model.sampler(sampling, call.prompt.grammar, seed)
         sequence = Sequence(tokens, sampling.max_tokens, call.deadline_s)
-        self._generations[sequence] = _Generation(call, sequence, sampler, Text(sampling.stop), self._now_s())
+        self._generations[sequence] = _Generation(call, sequence, sampler, Text(sampling.stop), time.monotonic())
         self._batch.add(sequence)
 
     def _drop_cancelled(self) -> None:
@@ -148,7 +150,7 @@ class Owner:
                 self._advance(generation, *choice)
 
     def _note_begun(self, chunks: list[Chunk]) -> None:
-        now_s = self._now_s()
+        now_s = time.monotonic()
         for chunk in chunks:
             generation = self._generations[chunk.sequence]
             if generation.begun_s is None:
@@ -156,8 +158,10 @@ class Owner:
 
     def _decode(self, chunks: list[Chunk]) -> bool:
         """Whether the chunks were evaluated; if not, something was done about it."""
+        begun_s = time.monotonic()
         try:
             if self._model.decode(chunks):
+                self._keep_pace(chunks, begun_s)
                 return True
         except EngineError as error:
             self._start_over(error)
@@ -167,6 +171,15 @@ class Owner:
         if not changes:
             self._fail(self._generations[self._batch.running[0]], "its memory does not fit the context")
         return False
+
+    def _keep_pace(self, chunks: list[Chunk], begun_s: float) -> None:
+        """Only steps without prompts are alike enough to be compared."""
+        if all(len(chunk.tokens) == 1 for chunk in chunks):
+            pace, now_s = self._pace, time.monotonic()
+            num_threads = pace.now_threads
+            pace.observe(len(chunks), now_s - begun_s, now_s)
+            if pace.now_threads != num_threads:
+                self._model.set_threads(pace.now_threads)
 
     def _start_over(self, error: EngineError) -> None:
         """Rebuilds the context once; what runs is evaluated again from its first token and goes on where it was.
