@@ -22,7 +22,7 @@ SOUND = {
     "escapes": r'root ::= "\x41\u00e9\U0001F600\t\r\n\\\"" [\[\]\-a-z^]',
     "group over lines": 'root ::= (\n "a" # one\n | "b"\n)',
     "names with dashes, windows line ends": 'root ::= a-1\r\na-1 ::= "x"\r\n',
-    "any character, tokens": "root ::= . <[5]> !<[6]> <think>",
+    "any character, tokens": "root ::= . <[5]> !<[6]> <tool>",
     "nothing repeated for ever": 'root ::= ((("a"?)*)*)* "b"',
     "last definition counts": 'root ::= nothing\nnothing ::= "a"\nroot ::= "b"',
     "empty alternatives": 'root ::= "a" | ',

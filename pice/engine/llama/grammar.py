@@ -15,7 +15,7 @@ MAX_WAYS = 1000
 """In which a text may be read at one point: each is tried with every token of the vocabulary, at every step."""
 MAX_PATHS = 100_000
 """That lead through the characters of one token."""
-_LOOK_AHEAD, _TOKEN_CHARS = 64, 8
+_LOOK_AHEAD, _TOKEN_CHARS, _CHARS_TRIED = 64, 16, 4
 
 _Stack = tuple["_Stack", int, int, int] | None
 """Where it goes on when this sequence ends; the rule, the alternative and the place in it. None: the text may end."""
@@ -107,10 +107,10 @@ def _check_ways(rules: Rules) -> None:
             ways = Counter(ways.keys())
         if len(ways) > MAX_WAYS or ways.total() > MAX_PATHS:
             raise InputError(f"must leave at most {MAX_WAYS} ways to read a text, got more: make it less ambiguous")
-        code = _busiest(rules, ways)
-        if code is None:
+        futures = [_after(rules, ways, code) for code in _busiest(rules, ways)]
+        if not futures:
             return
-        ways = _after(rules, ways, code)
+        ways = max(futures, key=len)
 
 
 def _after(rules: Rules, ways: Counter[_Stack], code: int) -> Counter[_Stack]:
@@ -127,13 +127,13 @@ def _after(rules: Rules, ways: Counter[_Stack], code: int) -> Counter[_Stack]:
     return after
 
 
-def _busiest(rules: Rules, ways: Counter[_Stack]) -> int | None:
-    """The character that most ways go on with."""
+def _busiest(rules: Rules, ways: Counter[_Stack]) -> list[int]:
+    """The characters that most ways go on with."""
     chars = Counter(top for stack in ways if isinstance(top := _top(rules, stack), Chars))
-    codes = {low for each in chars for low, _ in each.ranges[:4]} | {ord("a")}
-    open_for = {code: sum(count for each, count in chars.items() if each.match(code)) for code in sorted(codes)[:64]}
-    best = max(open_for, key=lambda code: open_for[code])
-    return best if open_for[best] else None
+    edges = {edge for each in chars for low, high in each.ranges[:4] for edge in (low, high + 1)}
+    codes = sorted(edges | {ord("a")})[:64]
+    open_for = {code: sum(count for each, count in chars.items() if each.match(code)) for code in codes}
+    return sorted((code for code in codes if open_for[code]), key=lambda code: -open_for[code])[:_CHARS_TRIED]
 
 
 def _terminals(rules: Rules, stack: _Stack) -> Iterator[_Stack]:
