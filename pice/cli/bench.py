@@ -14,7 +14,7 @@ from pice.cli.streams import note
 from pice.core import Curve
 from pice.errors import InputError
 from pice.models.printable import json_text, shown_path
-from pice.plan.curve import Run, Timing, Workload
+from pice.plan.curve import STEADY, Run, Timing, Workload
 
 MOST_TOKENS = 1 << 22
 COMMENT = "# in the table [engines.NAME] of this model"
@@ -87,6 +87,11 @@ def bench(
     except KeyboardInterrupt:
         note("interrupted")
         raise typer.Exit(INTERRUPTED) from None
+    if measured.timing.spread > STEADY:
+        note(
+            f"the runs of one batch size differ {measured.timing.spread:.1f}-fold, so something else had the cores and "
+            "the curve may be wrong: measure again when they are free, or with fewer --threads"
+        )
     snippet = toml(measured.timing.curve())
     if as_json:
         typer.echo(json_text({"path": shown_path(file), **measured.document()}))

@@ -10,6 +10,8 @@ from pice.errors import InputError
 
 LEAST_PROMPT_TOKENS, LEAST_TOKENS = 32, 8
 """Less is no prefix worth sharing, or too short to be timed."""
+STEADY = 1.5
+"""How many times longer than the fastest the slowest run of a size may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,12 @@ class Timing:
             prefill_s_per_token=_rounded(rate),
             base_s=_rounded(base_s),
         )
+
+    @property
+    def spread(self) -> float:
+        """How many times longer the slowest steps of a size took than its fastest; the worst of all sizes."""
+        times = [[run.decode_s for run in self.runs if run.batch == size] for size in self.workload.sizes]
+        return max(max(each) / min(each) for each in times)
 
     def _first_token(self) -> tuple[float, float]:
         """Seconds for each token of a prompt, and beyond that: the line through half a prompt and a whole one.

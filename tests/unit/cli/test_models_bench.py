@@ -46,11 +46,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def bench_model(workload: Workload, on_run: Callable[[Run], None], **options: Any) -> Measured:
         asked.update(workload=workload, options=options)
         loaded = Loaded(0.25, 32 << 20, True, Machine("a CPU", 2, "a library", {"OMP_NUM_THREADS": "2"}))
-        runs = tuple(Run(size, 1.5, 2.5, 2.5, 2.0 if size == 1 else 4.0) for size in workload.sizes * 3)
+        runs = [Run(size, 1.5, 2.5, 2.5, 2.0 if size == 1 else 4.0) for size in workload.sizes * 3]
+        if workload.num_runs == 4:
+            runs.append(Run(8, 1.5, 2.5, 2.5, 7.2))
         return Measured(
             LlamaOptions(path=options["path"], n_threads=2, n_ctx=8192),
             loaded,
-            Timing(workload, True, runs),
+            Timing(workload, True, tuple(runs)),
             512 << 20,
         )
 
@@ -88,6 +90,14 @@ def test_bench_prints_every_run_as_json(pice: Pice, asked: dict[str, Any]) -> No
     assert (said["options"]["n_ctx"], said["options"]["n_threads"], said["options"]["kv_type"]) == (8192, 2, "f16")
     assert [row["num_cells"] for row in said["rows"]] == [264, 712]
     assert said["curve"]["step_s"] == list(CURVE.step_s)
+
+
+@pytest.mark.parametrize("form", ["", "--json", "--toml"])
+def test_runs_that_differ_much_are_told_beside_what_is_printed(pice: Pice, asked: dict[str, Any], form: str) -> None:
+    ran = pice("models", "bench", "m.gguf", "--batch", "1,8", "--repeat", "4", *form.split())
+    assert ran.code == 0
+    assert ran.err.startswith("the runs of one batch size differ 1.8-fold")
+    assert ran.err.count("\n") == 1
 
 
 def test_defaults_are_those_of_the_engine_and_sizes_of_segments(pice: Pice, asked: dict[str, Any]) -> None:

@@ -31,6 +31,11 @@ def test_row_holds_the_medians_of_its_size_in_tokens_per_second() -> None:
     assert (row.total_s, row.total_per_s) == (4.5, 240 / 4.5)
 
 
+def test_spread_is_that_of_the_size_whose_runs_differ_most() -> None:
+    runs = [run(1, decode_s=each) for each in (1.0, 1.1)] + [run(4, decode_s=each) for each in (6.0, 2.0, 4.0)]
+    assert timing(*runs, sizes=(1, 4)).spread == 3.0
+
+
 def test_prompts_that_are_not_shared_count_each() -> None:
     (row,) = timing(Run(4, 1.5, 2.5, 10.0, 2.0), sizes=(4,), shared=False).rows()
     assert (row.num_cells, row.prefill_per_s, row.decode_per_s) == (840, 80.0, 20.0)
