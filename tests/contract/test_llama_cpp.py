@@ -18,7 +18,7 @@ from pice.core import Message, Prompt, Sampling
 from pice.engine.base import Piece
 from pice.engine.llama.options import LlamaOptions
 from pice.engine.llama.pace import Pace
-from pice.engine.llama.text import ChatTemplate
+from pice.engine.llama.template import ChatTemplate
 from pice.engine.llama_cpp import LlamaCppEngine
 from pice.errors import ConfigError, EngineError, EngineUnavailable, InputError, ModelLoadError, PromptTooLong
 
@@ -258,6 +258,8 @@ async def test_grammar_that_leaves_no_token_fails_its_generation_alone(
         {"seed": -1},
         {"seed": 2**32 - 1},
         {"stop": ("a", "")},
+        {"stop": tuple("abcdefghijklmnopq")},
+        {"stop": ("a" * 257,)},
         {"grammar": "root ::= ("},
         {"grammar": 'start ::= "a"'},
         {"grammar": 'root ::= root "a"'},
@@ -283,6 +285,18 @@ async def test_prompt_that_does_not_fit_is_refused_with_its_numbers(models: Path
         fits = await generate(engine, asking(), replace(GREEDY, max_tokens=300 - num_prompt_tokens))
     assert (refused.value.num_prompt_tokens, refused.value.context_tokens) == (num_prompt_tokens, 300)
     assert sum(piece.num_tokens for piece in fits) == 300 - num_prompt_tokens
+
+
+async def test_prompt_far_too_long_is_refused_before_it_is_made_tokens(
+    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: object, _prompt: Prompt) -> list[int]:
+        raise AssertionError("no need to count")
+
+    monkeypatch.setattr("pice.engine.llama.vocabulary.Vocabulary.tokens", refuse)
+    with pytest.raises(PromptTooLong) as refused:
+        await generate(engine, asking("never \n" * 100_000))
+    assert refused.value.num_prompt_tokens > 4096
 
 
 async def test_context_is_bounded_by_the_model_and_by_the_default(models: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pice.core import Sampling
+from pice.engine.llama.grammar import grammar_problem
 from pice.engine.llama.native import llama_cpp, log, quick
-from pice.engine.llama.text import grammar_problem
 from pice.errors import InputError
 
 _chain_add = quick("llama_sampler_chain_add")

@@ -16,7 +16,7 @@ from pice.core import NUM_SEEDS, FinishReason, Prompt, Sampling
 from pice.engine.base import Piece
 from pice.engine.llama.batch import Batch, Chunk, Sequence
 from pice.engine.llama.pace import Pace
-from pice.engine.llama.text import Text
+from pice.engine.llama.text import MAX_STOP_CHARS, MAX_STOP_STRINGS, Text
 from pice.errors import EngineError, InputError, PiceError, PromptTooLong
 
 if TYPE_CHECKING:
@@ -107,7 +107,10 @@ class Owner:
 
     def _begin(self, call: Call) -> None:
         try:
-            tokens = self._model.vocabulary.tokens(call.prompt)
+            vocabulary = self._model.vocabulary
+            if call.sampling is not None:
+                self._check_fits(vocabulary.least_tokens(call.prompt), call.sampling)
+            tokens = vocabulary.tokens(call.prompt)
             if call.sampling is None:
                 self._said.append((call, len(tokens)))
             else:
@@ -116,18 +119,23 @@ class Owner:
             self._said.append((call, error))
 
     def _add(self, call: Call, sampling: Sampling, tokens: list[int]) -> None:
-        if len(tokens) + sampling.max_tokens > self._model.context_tokens:
-            raise PromptTooLong(
-                model=self._name,
-                num_prompt_tokens=len(tokens),
-                max_tokens=sampling.max_tokens,
-                context_tokens=self._model.context_tokens,
-            )
+        self._check_fits(len(tokens), sampling)
         seed = self._rng.randrange(NUM_SEEDS) if sampling.seed is None else sampling.seed
         sampler = self._model.sampler(sampling, call.prompt.grammar, seed)
         sequence = Sequence(tokens, sampling.max_tokens, call.deadline_s)
-        self._generations[sequence] = _Generation(call, sequence, sampler, Text(sampling.stop), time.monotonic())
+        self._generations[sequence] = _Generation(
+            call, sequence, sampler, Text(sampling.stop, thinking=not call.prompt.grammar), time.monotonic()
+        )
         self._batch.add(sequence)
+
+    def _check_fits(self, num_prompt_tokens: int, sampling: Sampling) -> None:
+        if num_prompt_tokens + sampling.max_tokens > self._model.context_tokens:
+            raise PromptTooLong(
+                model=self._name,
+                num_prompt_tokens=num_prompt_tokens,
+                max_tokens=sampling.max_tokens,
+                context_tokens=self._model.context_tokens,
+            )
 
     def _drop_cancelled(self) -> None:
         for generation in list(self._generations.values()):
@@ -256,7 +264,11 @@ def check_sampling(sampling: Sampling) -> None:
         "presence_penalty": (presence, -LARGEST <= presence <= LARGEST, f"from {-LARGEST:g} to {LARGEST:g}"),
         "frequency_penalty": (frequency, -LARGEST <= frequency <= LARGEST, f"from {-LARGEST:g} to {LARGEST:g}"),
         "seed": (sampling.seed, sampling.seed is None or 0 <= sampling.seed < NUM_SEEDS, f"from 0 to {NUM_SEEDS - 1}"),
-        "stop": (sampling.stop, all(sampling.stop), "strings that are not empty"),
+        "stop": (
+            sampling.stop,
+            len(sampling.stop) <= MAX_STOP_STRINGS and all(0 < len(each) <= MAX_STOP_CHARS for each in sampling.stop),
+            f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters",
+        ),
     }
     for name, (value, right, expected) in rules.items():
         if not right:

@@ -46,13 +46,15 @@ class Specials:
     def __init__(self, specials: Iterable[Special]) -> None:
         longest_first = sorted((each for each in specials if each.text), key=lambda each: -len(each.text.encode()))
         self._by_text = {each.text: each for each in reversed(longest_first)}
-        self._texts = [each.text for each in longest_first]
-        self._control = [each.text for each in longest_first if each.control]
+        self._order = {each.text: number for number, each in enumerate(longest_first)}
+        self._lengths = _lengths_by_beginning(self._by_text)
+        beginnings = sorted(self._lengths, key=len, reverse=True)
+        self._beginning = re.compile(f"(?=({'|'.join(map(re.escape, beginnings))}))")
 
     def hide(self, prompt: Prompt) -> Hidden:
         """What a template may be given without the words of a user becoming structure."""
         contents = "\n".join(message.content for message in prompt.messages)
-        found = [text for text in self._control if text in contents]
+        found = [text for text in self._present(contents) if self._by_text[text].control]
         if not found:
             return Hidden(prompt, {})
         free = (char for char in map(chr, _STAND_INS) if char not in contents)
@@ -65,10 +67,21 @@ class Specials:
             messages.append(replace(message, content=content))
         return Hidden(replace(prompt, messages=tuple(messages)), texts)
 
+    def _present(self, text: str) -> list[str]:
+        """The texts of special tokens that occur, the longest first; some vocabularies have thousands."""
+        if not self._by_text:
+            return []
+        found = {
+            text[match.start() : match.start() + length]
+            for match in self._beginning.finditer(text)
+            for length in self._lengths[match[1]]
+        }
+        return sorted(found & self._by_text.keys(), key=self._order.__getitem__)
+
     def split(self, text: str) -> list[Special | str]:
         """The text as special tokens and what is between them, none of it empty; of two that overlap the one that
         begins first, then the longer counts."""
-        present = [each for each in self._texts if each in text]
+        present = self._present(text)
         if not present:
             return [text] if text else []
         parts: list[Special | str] = []
@@ -84,3 +97,13 @@ class Specials:
             parts.append(special)
             strip_next = special.rstrip
         return [part for part in parts if part]
+
+
+def _lengths_by_beginning(texts: Iterable[str]) -> dict[str, set[int]]:
+    """How long the texts are that begin with these one or two characters; those of one count for two as well."""
+    lengths: dict[str, set[int]] = {}
+    for text in texts:
+        lengths.setdefault(text[:2], set()).add(len(text))
+    for beginning in lengths:
+        lengths[beginning] |= lengths.get(beginning[0], set())
+    return lengths

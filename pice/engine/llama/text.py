@@ -2,11 +2,7 @@
 
 import codecs
 
-from pice.engine.llama.grammar import grammar_problem
-from pice.engine.llama.template import CHATML, ChatTemplate
 from pice.engine.llama.thinking import Answer
-
-__all__ = ["CHATML", "ChatTemplate", "Text", "grammar_problem"]
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
