@@ -83,7 +83,7 @@ def command(
     contenders: Names = "",
     threads: Threads = NUM_CORES,
     rounds: Rounds = None,
-    omp: Waiting = Omp.passive,
+    omp: Waiting = Omp.default,
 ) -> None:
     """Tokens per second against the number of segments at once, beside llama.cpp's other ways."""
     tools = Tools()

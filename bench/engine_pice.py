@@ -147,5 +147,5 @@ def without_logprobs(setup: Setup) -> Engine:
     """In a thread, with the one thing left out that only log-probabilities need: each row's normaliser."""
     from pice.engine.llama.draw import Drawing
 
-    Drawing.norms = lambda _self, _logits, peaks: peaks  # type: ignore[method-assign,assignment] # shape and type are kept
+    Drawing.norm = lambda _self, _row, peak: peak  # type: ignore[method-assign,assignment] # its type is kept
     return in_thread(setup)

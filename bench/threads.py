@@ -38,7 +38,7 @@ from pice.loop import run_once
 NUM_CORES = os.cpu_count() or 1
 PRESETS = dict(zip(ENGINES, ("one-b-q4_0", "half-b-q4_0", "half-b-q4_0"), strict=True))
 QUICK_PRESETS = dict.fromkeys(ENGINES, "small-f16")
-QUICK_WAITINGS = (Waiting.passive, Waiting.libgomp)
+QUICK_WAITINGS = (Waiting.passive, Waiting.spin_3000)
 
 
 class Mode(StrEnum):

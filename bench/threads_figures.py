@@ -19,15 +19,13 @@ class Waiting(StrEnum):
     """How OpenMP's threads wait for one another."""
 
     passive = "passive"
-    spin_10000 = "spin 10000"
-    spin_1000 = "spin 1000"
+    spin_3000 = "spin 3000"
     libgomp = "spin 300000"
 
 
 VARIABLES: Mapping[Waiting, Mapping[str, str]] = {
     Waiting.passive: {"OMP_WAIT_POLICY": "passive"},
-    Waiting.spin_10000: {"GOMP_SPINCOUNT": "10000"},
-    Waiting.spin_1000: {"GOMP_SPINCOUNT": "1000"},
+    Waiting.spin_3000: {"GOMP_SPINCOUNT": "3000"},
     Waiting.libgomp: {"GOMP_SPINCOUNT": "300000"},
 }
 """The last is what libgomp takes where nothing is set."""
@@ -82,7 +80,7 @@ def chosen_for_one(num_cores: int) -> Setting:
 def waiting_of_pice(*, shares_cores: bool) -> Waiting:
     """Where nothing is set."""
     said = waiting({}, shares_cores=shares_cores)
-    return next(each for each, variables in VARIABLES.items() if variables == said) if said else Waiting.libgomp
+    return next(each for each, variables in VARIABLES.items() if variables == said)
 
 
 def compared(num_cores: int, waitings: Iterable[Waiting]) -> list[Setting]:

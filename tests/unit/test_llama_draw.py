@@ -15,7 +15,7 @@ np = pytest.importorskip("numpy", reason="numpy is not installed")
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 pytest.importorskip("gguf", reason="the PyPI package gguf, which writes the models, is not installed")
 
-from pice.engine.llama.draw import BLOCK, Drawing, Sampler, likeliest, nucleus  # noqa: E402  (needs llama_cpp)
+from pice.engine.llama.draw import BLOCK, Drawing, Likeliest, Sampler, nucleus  # noqa: E402  (needs llama_cpp)
 from tools.tiny_gguf import write_tiny_gguf  # noqa: E402  (needs gguf)
 
 N_VOCAB = 3001
@@ -105,7 +105,7 @@ def drawn_natively(rows: Any, sampling: Sampling, seed: int = 5) -> list[int]:
 def test_tokens_are_those_that_llama_cpp_draws_from_the_whole_vocabulary(change: dict[str, Any]) -> None:
     sampling = replace(DRAWN, **change)
     same = np.repeat(logits_of(4), NUM_STEPS // 4, axis=0)
-    drawing = Drawing(N_VOCAB, 1)
+    drawing = Drawing(N_VOCAB)
     with freed(sampling) as sampler:
         ours = [drawing.draw(row[None], [sampler])[0] for row in same]
     assert [choice[0] for choice in ours if choice] == drawn_natively(same, sampling)
@@ -114,7 +114,7 @@ def test_tokens_are_those_that_llama_cpp_draws_from_the_whole_vocabulary(change:
 def test_rows_of_a_step_are_drawn_each_by_its_own_sampler() -> None:
     rows = logits_of(3)
     with freed(replace(DRAWN, temperature=0.0)) as greedy, freed(DRAWN) as one, freed(DRAWN, seed=9) as other:
-        drawn = Drawing(N_VOCAB, 8).draw(rows, [greedy, one, other])
+        drawn = Drawing(N_VOCAB).draw(rows, [greedy, one, other])
     tokens = [int(rows[0].argmax()), *drawn_natively(rows[1:2], DRAWN), *drawn_natively(rows[2:], DRAWN, seed=9)]
     assert [choice[0] for choice in drawn if choice] == tokens
 
@@ -123,7 +123,7 @@ def test_rows_of_a_step_are_drawn_each_by_its_own_sampler() -> None:
 def test_log_probability_is_that_of_the_whole_vocabulary(offset: float) -> None:
     rows = logits_of(4) + np.float32(offset)
     with freed(DRAWN) as sampler:
-        drawn = Drawing(N_VOCAB, 4).draw(rows, [sampler] * 4)
+        drawn = Drawing(N_VOCAB).draw(rows, [sampler] * 4)
     exact = rows.astype(np.float64)
     exact -= np.log(np.exp(exact - exact.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True)) + exact.max(
         axis=1, keepdims=True
@@ -137,7 +137,7 @@ def test_row_that_holds_no_numbers_draws_nothing_and_leaves_the_others_alone(val
     rows = logits_of(2)
     rows[0, 7] = value
     with freed(DRAWN) as one, freed(DRAWN) as other:
-        broken, whole = Drawing(N_VOCAB, 2).draw(rows, [one, other])
+        broken, whole = Drawing(N_VOCAB).draw(rows, [one, other])
     assert broken is None
     assert whole is not None
 
@@ -147,7 +147,7 @@ def test_row_that_holds_no_numbers_draws_nothing_and_leaves_the_others_alone(val
 def test_likeliest_tokens_are_among_those_taken_once_each(n_vocab: int, num: int) -> None:
     row = (np.random.default_rng(num).standard_normal(n_vocab) * 3).astype(np.float32)
     row[n_vocab // 2 :] = np.round(row[n_vocab // 2 :])
-    ids, logits = likeliest(row, num)
+    ids, logits = Likeliest(n_vocab).of(row, num)
     assert len(set(ids.tolist())) == len(ids)
     assert (row[ids] == logits).all()
     assert sorted(logits)[-num:] == sorted(row)[-num:]
@@ -159,7 +159,7 @@ def test_likeliest_tokens_are_among_those_taken_once_each(n_vocab: int, num: int
 def test_nucleus_is_the_fewest_tokens_that_come_to_top_p(top_p: float, scale: float) -> None:
     (row,) = logits_of(1, scale=scale)
     norm = float(np.log(np.exp(row.astype(np.float64)).sum()))
-    ids = nucleus(row, norm, top_p)
+    ids = nucleus(Likeliest(N_VOCAB), row, norm, top_p)
     shares = np.exp(np.sort(row.astype(np.float64))[::-1] - norm)
     num = int(np.searchsorted(np.cumsum(shares), top_p)) + 1
     assert len(ids) == min(num, N_VOCAB)
@@ -185,7 +185,7 @@ def test_grammar_looks_at_one_token_and_only_if_need_be_at_all(
         monkeypatch.setattr(Drawing, "_allowed", watched)
         row = np.full((1, n_vocab), -5.0, np.float32)
         row[0, a], row[0, b] = 20.0, 15.0
-        drawing, sampler = Drawing(n_vocab, 1), Sampler(vocab, n_vocab, sampling, 'root ::= "a" "b"', 5)
+        drawing, sampler = Drawing(n_vocab), Sampler(vocab, n_vocab, sampling, 'root ::= "a" "b"', 5)
         first, second = drawing.draw(row, [sampler])[0], drawing.draw(row, [sampler])[0]
         sampler.free()
     assert (first and first[0], second and second[0]) == (a, b)

@@ -18,6 +18,7 @@ from pice.engine.llama.machine import this_machine
 from pice.engine.llama.measure import Bench, Done, Loaded, Said, fits, line, measure
 from pice.engine.llama.measure_process import Measured, fitted, measure_apart
 from pice.engine.llama.options import LlamaOptions
+from pice.engine.llama.waiting import waiting
 from pice.engine.process_wire import fault_of
 from pice.errors import ConfigError, DecodeError, EngineError, InputError, ModelLoadError, PromptTooLong
 from pice.plan.curve import Run, Workload
@@ -252,10 +253,11 @@ def test_process_is_gone_when_its_caller_is_interrupted(monkeypatch: pytest.Monk
     assert began[0].returncode == -signal.SIGKILL
 
 
-def test_openmp_is_left_to_the_environment() -> None:
+def test_threads_wait_as_an_engines_do_unless_the_user_has_set_it() -> None:
     own = {"OMP_WAIT_POLICY": "active", "GGML_NO_BACKTRACE": "0"}
     assert measure_process._environment(own).items() >= own.items()
-    assert measure_process._environment({}).keys() == {"GGML_NO_BACKTRACE", "PYTHONPATH"}
+    assert "GOMP_SPINCOUNT" not in measure_process._environment(own)
+    assert measure_process._environment({}).items() >= waiting({}, shares_cores=False).items()
 
 
 # From here on with llama.cpp.

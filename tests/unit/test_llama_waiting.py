@@ -10,7 +10,7 @@ from pice.engine.llama.waiting import set_while_loading, waiting
 @pytest.mark.parametrize(
     ("own", "shares_cores", "expected"),
     [
-        ({}, False, {}),
+        ({}, False, {"GOMP_SPINCOUNT": "3000"}),
         ({}, True, {"OMP_WAIT_POLICY": "passive"}),
         ({"OMP_WAIT_POLICY": "active"}, True, {}),
         ({"GOMP_SPINCOUNT": "7"}, True, {}),

@@ -1,7 +1,7 @@
 """Logits -> the next token of each sequence, with its log-probability.
 
 llama.cpp's samplers draw; but they look at every token of the vocabulary one by one, so only those that can be drawn
-are put before them. Which these are numpy finds in a tenth of the time, for all sequences of a step together.
+are put before them. Which these are numpy finds in a tenth of the time.
 """
 
 import ctypes
@@ -100,43 +100,48 @@ class Sampler:
 
 
 class Drawing:
-    """Draws for all sequences of a step at once; at most `max_rows` of them. Belongs to one thread."""
+    """Draws for the sequences of a step. Belongs to one thread.
 
-    def __init__(self, n_vocab: int, max_rows: int) -> None:
+    A step of the model leaves nothing of this in the processor's caches, so each call into numpy costs some 10 us,
+    whatever it does: there are few of them.
+    """
+
+    def __init__(self, n_vocab: int) -> None:
         np.seterr(all="ignore")  # of this thread; entering np.errstate takes longer than finding the likeliest token
-        self._scratch = np.empty((max_rows, n_vocab), np.float32)
-        self._rows = np.arange(max_rows)
+        self._scratch = np.empty(n_vocab, np.float32)
         self._all = np.arange(n_vocab, dtype=np.int32)
+        self._likeliest = Likeliest(n_vocab)
         self._shortlist = np.zeros(n_vocab, [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
         self._ids, self._logits = self._shortlist["id"], self._shortlist["logit"]
-        self._address = self._shortlist.ctypes.data_as(llama_cpp.llama_token_data_p)
+        address = self._shortlist.ctypes.data_as(llama_cpp.llama_token_data_p)
+        self._array = llama_cpp.llama_token_data_array(address, 0, -1, False)
+        self._array_ref = ctypes.byref(self._array)
 
     def draw(self, logits: Any, samplers: Sequence[Sampler]) -> list[Drawn]:
         """For each row of `logits` (float32, shape: samplers x vocabulary)."""
-        best = logits.argmax(axis=1)
-        norms = self.norms(logits, logits[self._rows[: len(best)], best])
-        drawn: list[Drawn] = []
-        for row, sampler, norm, token in zip(logits, samplers, norms.tolist(), best.tolist(), strict=True):
-            if not math.isfinite(norm):
-                token = None
-            elif sampler.chain:
-                token = self._draw(sampler, row, token, norm)
-            drawn.append(None if token is None else (token, float(row[token]) - norm))
-        return drawn
+        return [self._draw(row, sampler) for row, sampler in zip(logits, samplers, strict=True)]
 
-    def norms(self, logits: Any, peaks: Any) -> Any:
-        """Natural logarithm of the sum of exp(logit) of each row; not finite where the model gave no numbers."""
-        scratch = self._scratch[: len(logits)]
-        if peaks.min() > -SAFE and peaks.max() < SAFE:
-            return np.log(np.add.reduce(np.exp(logits, out=scratch), axis=1), dtype=np.float64)
-        np.exp(np.subtract(logits, peaks[:, None], out=scratch), out=scratch)
-        return peaks + np.log(np.add.reduce(scratch, axis=1), dtype=np.float64)
+    def norm(self, row: Any, peak: float) -> float:
+        """Natural logarithm of the sum of exp(logit); not finite where the model gave no numbers."""
+        if -SAFE < peak < SAFE:
+            total = np.add.reduce(np.exp(row, out=self._scratch))
+            return math.log(total) if total > 0 else math.nan
+        total = np.add.reduce(np.exp(np.subtract(row, np.float32(peak), out=self._scratch), out=self._scratch))
+        return peak + math.log(total) if total > 0 else math.nan
 
-    def _draw(self, sampler: Sampler, row: Any, best: int, norm: float) -> int | None:
+    def _draw(self, row: Any, sampler: Sampler) -> Drawn:
+        best = int(row.argmax())
+        norm = self.norm(row, float(row[best]))
+        if not math.isfinite(norm):
+            return None
+        token = self._by_chain(sampler, row, best, norm) if sampler.chain else best
+        return None if token is None else (token, float(row[token]) - norm)
+
+    def _by_chain(self, sampler: Sampler, row: Any, best: int, norm: float) -> int | None:
         token = self._choose(sampler, *self._candidates(sampler, row, best, norm))
         if sampler.grammar:
             token = self._by_grammar(sampler, row, token)
-        if token is not None:
+        if token is not None and sampler.penalises:
             sampler.num_drawn += 1
             _accept(sampler.chain, token)
         return token
@@ -145,9 +150,9 @@ class Drawing:
         """Ids among which are all that the sampler may draw, and their logits."""
         num_likeliest, min_p = sampler.num_likeliest, sampler.sampling.min_p
         if num_likeliest is not None:
-            return likeliest(row, num_likeliest)
+            return self._likeliest.of(row, num_likeliest)
         if sampler.by_nucleus:
-            ids = nucleus(row, norm, sampler.sampling.top_p)
+            ids = nucleus(self._likeliest, row, norm, sampler.sampling.top_p)
         elif min_p and not sampler.penalises:
             ids = np.flatnonzero(row >= row[best] + math.log(min_p) - 1e-3)
         else:
@@ -157,8 +162,8 @@ class Drawing:
     def _choose(self, sampler: Sampler, ids: Any, logits: Any) -> int | None:
         """What the chain draws from these."""
         array = self._list(ids, logits)
-        _apply(sampler.chain, ctypes.byref(array))
-        return int(array.data[array.selected].id) if 0 <= array.selected < array.size else None
+        _apply(sampler.chain, self._array_ref)
+        return int(self._ids[array.selected]) if 0 <= array.selected < array.size else None
 
     def _by_grammar(self, sampler: Sampler, row: Any, token: int | None) -> int | None:
         """The token if the grammar allows it, else one drawn from those that it allows.
@@ -173,39 +178,50 @@ class Drawing:
         return token
 
     def _allowed(self, sampler: Sampler, row: Any, ids: Any) -> Any:
-        array = self._list(ids, row[ids])
-        llama_cpp.llama_sampler_apply(sampler.grammar, ctypes.byref(array))
+        self._list(ids, row[ids])
+        llama_cpp.llama_sampler_apply(sampler.grammar, self._array_ref)
         return ids[np.isfinite(self._logits[: len(ids)])]
 
     def _list(self, ids: Any, logits: Any) -> Any:
-        num = len(ids)
+        array, num = self._array, len(ids)
         self._ids[:num], self._logits[:num] = ids, logits
-        return llama_cpp.llama_token_data_array(self._address, num, -1, False)
+        array.size, array.selected, array.sorted = num, -1, False
+        return array
 
 
-def likeliest(row: Any, num: int) -> tuple[Any, Any]:
-    """Ids and logits of tokens among which are the `num` likeliest; some tens of times as many.
+class Likeliest:
+    """Finds the likeliest of `n_vocab` tokens.
 
     Of the greatest in each block of tokens, `num` are no less than the num-th of them; so are that many tokens, and
     what is less is not among the `num` greatest. Only blocks that reach it are taken.
     """
-    num_blocks = len(row) // BLOCK
-    if num > num_blocks // 2:
-        return np.arange(len(row), dtype=np.int32), row
-    blocks = row[: num_blocks * BLOCK].reshape(BLOCK, num_blocks)
-    peaks = blocks.max(axis=0)
-    reaching = np.flatnonzero(peaks >= np.partition(peaks, num_blocks - num)[num_blocks - num])
-    ids = (np.arange(BLOCK, dtype=np.int32)[:, None] * num_blocks + reaching).ravel()
-    if num_blocks * BLOCK < len(row):
-        ids = np.concatenate((ids, np.arange(num_blocks * BLOCK, len(row))))
-    return ids, row[ids]
+
+    def __init__(self, n_vocab: int) -> None:
+        self._num_blocks = n_vocab // BLOCK
+        self._num_even = self._num_blocks * BLOCK
+        self._first = (np.arange(BLOCK, dtype=np.int32) * self._num_blocks)[:, None]
+        self._rest = np.arange(self._num_even, n_vocab, dtype=np.int32)
+        self._all = np.arange(n_vocab, dtype=np.int32)
+
+    def of(self, row: Any, num: int) -> tuple[Any, Any]:
+        """Ids and logits of tokens among which are the `num` likeliest; some tens of times as many."""
+        num_blocks = self._num_blocks
+        if num > num_blocks // 2:
+            return self._all, row
+        blocks = row[: self._num_even].reshape(BLOCK, num_blocks)
+        peaks = blocks.max(axis=0)
+        reaching = (peaks >= np.partition(peaks, num_blocks - num)[num_blocks - num]).nonzero()[0]
+        ids = (self._first + reaching).ravel()
+        if len(self._rest):
+            ids = np.concatenate((ids, self._rest))
+        return ids, row[ids]
 
 
-def nucleus(row: Any, norm: float, top_p: float) -> Any:
+def nucleus(likeliest: Likeliest, row: Any, norm: float, top_p: float) -> Any:
     """Ids of the fewest tokens, likeliest first, whose probabilities come to `top_p`; at least one."""
     num = 256
     while True:
-        ids, logits = likeliest(row, num)
+        ids, logits = likeliest.of(row, num)
         order = np.argsort(-logits, kind="stable")[: num if len(ids) < len(row) else None]
         sums = np.cumsum(np.exp(logits[order].astype(np.float64) - norm))
         if sums[-1] >= top_p or len(order) == len(row):

@@ -12,6 +12,7 @@ import orjson
 
 from pice.engine.llama.measure import Done, Loaded, Said, fits
 from pice.engine.llama.options import DEFAULT_N_CTX, MAX_SEQUENCES, NUM_CACHE_SEQUENCES, LlamaOptions
+from pice.engine.llama.waiting import waiting
 from pice.engine.process_life import how_ended
 from pice.engine.process_wire import Fault, error_of
 from pice.errors import DecodeError, EngineError, InputError, ModelLoadError, PiceError
@@ -150,8 +151,13 @@ def _own(options: LlamaOptions) -> dict[str, Any]:
 
 
 def _environment(own: Mapping[str, str]) -> dict[str, str]:
-    """How threads wait for one another is left to OpenMP: they have the cores for themselves."""
-    return {"GGML_NO_BACKTRACE": "1", **own, "PYTHONPATH": os.pathsep.join(sys.path)}
+    """Threads wait for one another as an engine's do that has the cores for itself."""
+    return {
+        "GGML_NO_BACKTRACE": "1",
+        **waiting(own, shares_cores=False),
+        **own,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
 
 
 def _said(output: IO[bytes]) -> Iterator[Said]:

@@ -69,7 +69,7 @@ class Model:
             raise
         self._batch = _Batch(options.n_batch)
         self._logits_address: int | None = None
-        self._drawing = Drawing(self.vocabulary.num_tokens, options.n_seq_max)
+        self._drawing = Drawing(self.vocabulary.num_tokens)
 
     def sampler(self, sampling: Sampling, grammar: str, seed: int) -> Sampler:
         """For the caller to free.

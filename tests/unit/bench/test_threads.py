@@ -46,7 +46,7 @@ from pice.errors import InputError
 
 READ_BY_OPENMP = ("OMP_", "GOMP_")
 ONES = Setting((1, 1, 1), Waiting.passive)
-PASSIVE, SPINNING = Setting((2, 2, 2), Waiting.passive), Setting((2, 2, 2), Waiting.libgomp)
+PASSIVE, SPINNING = Setting((2, 2, 2), Waiting.passive), Setting((2, 2, 2), Waiting.spin_3000)
 MIXED = Setting((2, 1, 1), Waiting.passive)
 PLAN = Plan(dict.fromkeys(ENGINES, Path("small.gguf")), [ONES, PASSIVE], 2, warm_s=0.1, window_s=10.0)
 
@@ -93,10 +93,10 @@ async def test_setting_that_counts_as_pices_is_what_the_app_chooses(
     assert chosen_by_pice(num_cores) == chosen.under(Load.together)
 
 
-@pytest.mark.parametrize(("shares_cores", "expected"), [(True, Waiting.passive), (False, Waiting.libgomp)])
+@pytest.mark.parametrize(("shares_cores", "expected"), [(True, Waiting.passive), (False, Waiting.spin_3000)])
 def test_waiting_that_counts_as_pices_is_what_its_engines_get(shares_cores: bool, expected: Waiting) -> None:
     assert waiting_of_pice(shares_cores=shares_cores) == expected
-    assert waiting({}, shares_cores=shares_cores) == ({} if expected == Waiting.libgomp else VARIABLES[expected])
+    assert waiting({}, shares_cores=shares_cores) == VARIABLES[expected]
 
 
 @pytest.mark.parametrize("compared_waiting", list(Waiting))
@@ -113,13 +113,13 @@ def test_what_is_the_same_is_compared_once() -> None:
         "1/1/1",
         "2/1/1 passive",
         "2/2/2 passive",
-        "2/2/2 spin 300000",
+        "2/2/2 spin 3000",
     ]
 
 
 @pytest.mark.parametrize("num_cores", [1, 2, 3, 16])
 def test_what_pice_chooses_is_compared(num_cores: int) -> None:
-    settings = compared(num_cores, [Waiting.spin_1000])
+    settings = compared(num_cores, [Waiting.spin_3000])
     assert chosen_by_pice(num_cores) in settings
     assert chosen_for_one(num_cores) in settings
     assert len({str(setting) for setting in settings}) == len(settings)
@@ -183,7 +183,7 @@ def test_table_marks_pices_setting_and_says_what_it_costs() -> None:
     assert [row[0] for row in table.rows] == ["1/1/1 *", "2/2/2 passive"]
     shares = "all 1.00 of 1/1/1, cloud alone 0.50 of 2 passive, edge alone 0.50 of 2 passive, cloud, program 0.80 of"
     assert shares in table.notes[1]
-    assert "2 spin 300000: cloud alone 0.05 of 2 passive" in table.notes[2]
+    assert "2 spin 3000: cloud alone 0.05 of 2 passive" in table.notes[2]
 
 
 def test_report_can_be_written_and_checked() -> None:
