@@ -252,6 +252,27 @@ def test_resting_prompts_keep_within_their_bounds(bound: dict[str, int], num_lef
     assert memory.num_used == 100 * num_left
 
 
+def test_beginning_of_a_prompt_too_long_to_rest_stays() -> None:
+    batch, memory = caching()
+    batch.max_resting_cells = 150
+    system = list(range(100))
+    run(batch, memory, Sequence([*system, *[7] * 200], 5))
+    assert memory.num_used == 150
+    later = Sequence([*system, *[8] * 200], 5)
+    run(batch, memory, later)
+    assert later.num_cached == 100
+    assert memory.num_used == 150
+    assert [resting.tokens[-1] for resting in batch.resting] == [8]
+
+
+def test_prompt_that_may_keep_nothing_is_forgotten() -> None:
+    batch, memory = caching()
+    batch.max_resting_cells = 0
+    run(batch, memory, Sequence(list(range(200)), 5))
+    assert memory.num_used == 0
+    assert not batch.resting
+
+
 def test_resting_prompts_make_room_for_a_sequence_but_not_the_one_it_shares() -> None:
     batch, memory = caching(num_cells=500)
     run(batch, memory, *(Sequence([number] * 100, 5) for number in (1, 2, 3)))

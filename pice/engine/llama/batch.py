@@ -266,13 +266,23 @@ class Batch:
         return Forget(sequence.seq_id, num_tokens)
 
     def _keep_within_bounds(self) -> list[Change]:
+        """The prompts used least recently go; of one that is too long by itself its beginning stays."""
         changes = list[Change]()
-        while self.resting and (
-            len(self.resting) > self.num_resting
-            or sum(resting.num_own_cells for resting in self.resting) > self.max_resting_cells
-        ):
+        while len(self.resting) > self.num_resting or (len(self.resting) > 1 and self._num_too_many() > 0):
             changes.append(self._forget(self.resting[0]))
+        if self.resting and (num_too_many := self._num_too_many()) > 0:
+            changes += self._shorten(self.resting[0], len(self.resting[0].tokens) - num_too_many)
         return changes
+
+    def _num_too_many(self) -> int:
+        return sum(resting.num_own_cells for resting in self.resting) - self.max_resting_cells
+
+    def _shorten(self, resting: Sequence, num_tokens: int) -> list[Change]:
+        """What others share of it is not given up for that."""
+        num_tokens = max(num_tokens, *(child.num_shared for child in self._children(resting)), 0)
+        if num_tokens < MIN_SHARED_TOKENS:
+            return [self._forget(resting)]
+        return [self._trim(resting, num_tokens)]
 
     def _children(self, sequence: Sequence) -> list[Sequence]:
         return [other for other in (*self.running, *self.resting) if other.parent is sequence]
