@@ -21,7 +21,8 @@ segment has its first token until one ends, the number of segments times the rat
 is the rate after each prompt. **Not evaluating**: the share of such steps that the thread that owns the model spends
 outside of llama_decode and llama_synchronize; `step_shares` says how much of it is drawing.
 
-All have the same file, threads, context, batch sizes, tokens, kind of sampling and OpenMP environment. Each is a
+All have the same file, threads, context, batch sizes, tokens, kind of sampling and OpenMP environment (by default none:
+only `pice-process` then sets what it sets for itself). Each is a
 process of its own that is there for all rounds at one model and size, and idle while the others run; its first run is
 not counted. Contenders alternate, and ratios are of the same round.
 """
@@ -42,13 +43,14 @@ from bench.engine_prompts import OWN_TOKENS, SHARED_TOKENS
 from bench.engine_run import Plan, measure
 from bench.engine_work import DRAWN, GREEDY
 from bench.report import PathOption, QuickOption, Report, publish
+from pice.engine.llama.options import num_cores
 from pice.errors import InputError
 from pice.loop import run_once
 from tools.llama_cpp_tools import Tools
 from tools.tiny_gguf import BENCH_PRESETS
 
 MODELS, SIZES = ("half-b-q8_0", "half-b-q4_0", "small-f16"), (1, 2, 4, 8, 16)
-NUM_CORES = os.cpu_count() or 1
+NUM_CORES = num_cores()
 QUICK_MODELS, QUICK_SIZES = ("small-f16",), (1, 8)
 READ_AT_LOADING = ("OMP_", "GOMP_", "KMP_", "GGML_", "LLAMA_")
 

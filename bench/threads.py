@@ -16,7 +16,6 @@ differs in are idle, is run once a round. Ratios are of the same round.
 With `--mode isolation`: the same texts from one engine in a thread of a program and in a process of its own.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
@@ -32,10 +31,11 @@ from bench.report import PathOption, QuickOption, Report, publish
 from bench.threads_figures import ENGINES, VARIABLES, Figures, Waiting, compared
 from bench.threads_load import EXPANSIONS, SKETCHES
 from bench.threads_run import N_CTX, Plan, measure
+from pice.engine.llama.options import num_cores
 from pice.errors import InputError
 from pice.loop import run_once
 
-NUM_CORES = os.cpu_count() or 1
+NUM_CORES = num_cores()
 PRESETS = dict(zip(ENGINES, ("one-b-q4_0", "half-b-q4_0", "half-b-q4_0"), strict=True))
 QUICK_PRESETS = dict.fromkeys(ENGINES, "small-f16")
 QUICK_WAITINGS = (Waiting.passive, Waiting.spin_3000)

@@ -15,7 +15,7 @@ from pice.answer.steps import EnsemblePolicy
 from pice.config import load_settings
 from pice.core import CLOUD_SITE, NUM_SEEDS, Curve
 from pice.engine.base import Engine
-from pice.engine.llama.options import ROUGH_CURVE, LlamaOptions
+from pice.engine.llama.options import ROUGH_CURVE, LlamaOptions, num_cores
 from pice.errors import InputError
 from pice.node.client import Client
 from pice.node.cloud import CloudNode, CloudPolicy
@@ -167,13 +167,20 @@ async def _start_engines(settings: Settings, rng: random.Random, stack: AsyncExi
     wanted = {CLOUD_SITE: [settings.cloud.engine]} | {name: list(site.engines) for name, site in settings.sites.items()}
     chosen = [settings.engines[name] for names in wanted.values() for name in names]
     local = [each for each in chosen if isinstance(each, LlamaCppSettings)]
-    num_cores = os.cpu_count() or 1
-    num_threads = max(1, num_cores // max(1, len(local)))
-    shares_cores = sum(each.n_threads or num_threads for each in local) > num_cores
+    num_threads, shares_cores = _threads(local, num_cores())
     make = partial(make_engine, rng=rng, num_threads=num_threads, shares_cores=shares_cores)
     engines = {site: [make(settings.engines[name]) for name in names] for site, names in wanted.items()}
     await _start_together([engine for site in engines.values() for engine in site], stack)
     return engines
+
+
+def _threads(local: Sequence[LlamaCppSettings], num_cores: int) -> tuple[int, bool]:
+    """For each engine whose threads are left open its part of the cores that the others leave; and whether all threads
+    are more than the cores."""
+    num_given = sum(each.n_threads for each in local)
+    num_open = sum(not each.n_threads for each in local)
+    num_threads = max(1, (num_cores - num_given) // max(1, num_open))
+    return num_threads, num_given + num_open * num_threads > num_cores
 
 
 async def _start_together(engines: Sequence[Engine], stack: AsyncExitStack) -> None:

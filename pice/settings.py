@@ -110,9 +110,9 @@ class LlamaCppSettings(Section):
     n_ctx: int = Field(default=8192, ge=256, le=1 << 22)
     n_seq_max: int = Field(default=8, ge=1, le=224)
     n_threads: int = Field(default=0, ge=0, le=1024)
-    n_batch: int = Field(default=512, ge=32)
-    n_ubatch: int = Field(default=512, ge=32)
-    n_gpu_layers: int = Field(default=-1, ge=-1)
+    n_batch: int = Field(default=512, ge=32, le=1 << 16)
+    n_ubatch: int = Field(default=512, ge=32, le=1 << 16)
+    n_gpu_layers: int = Field(default=-1, ge=-1, le=1 << 22)
     kv_type: Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = "f16"
     flash_attn: Literal["auto", "on", "off"] = "auto"
     mmap: bool = True

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -44,6 +44,9 @@ MAX_TOKENS = 120
 N_CTX, N_SEQ_MAX, NUM_CLIENTS = 2048, 8, 16
 """A prompt has 60 to 700 tokens: eight sequences do not fit the memory, and not all clients have a place."""
 PAUSE_S = 0.15
+LOST_S = 120.0
+"""A text that takes longer will not come."""
+FEW_TIES = 0.01
 SAME_LOGPROB = 1e-3
 BLOCKED_S = 0.020
 TICK_S = 0.005
@@ -68,6 +71,7 @@ class Tally:
     asked: int = 0
     answered: int = 0
     given_up: int = 0
+    lost: int = 0
     asked_again: int = 0
     ties: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -206,16 +210,21 @@ class Soak:
             begin = rng.randrange(len(expected))
             stop = (expected[begin : begin + rng.randint(1, 12)],)
             expected = expected[: expected.index(stop[0])]
-        give_up_after = rng.randint(0, num_tokens) if rng.random() < 0.2 else None
+        give_up_after = rng.randint(1, num_tokens) if rng.random() < 0.15 else None
+        within_s = rng.uniform(0, 0.3) if rng.random() < 0.1 else None
         tally.asked += 1
         while True:
             try:
                 sampling = Sampling(num_tokens, temperature=0.0, stop=stop)
-                await self._generate(known, sampling, expected, give_up_after)
+                async with asyncio.timeout(within_s if within_s is not None else LOST_S):
+                    await self._generate(known, sampling, expected, give_up_after)
             except EngineUnavailable:
                 tally.asked_again += 1
-            else:
-                return
+                continue
+            except TimeoutError:
+                tally.given_up += within_s is not None
+                tally.lost += within_s is None
+            return
 
     async def _generate(self, known: Known, sampling: Sampling, expected: str, give_up_after: int | None) -> None:
         tally, texts, logprobs = self.tally, list[str](), list[float]()
@@ -244,9 +253,17 @@ class Soak:
         half_s = (self._end_s - begin_s) / 2
         for at_s in sorted(self._rng.uniform(0.02, 1) * half_s for _ in range(num_kills)):
             await asyncio.sleep(max(0.0, begin_s + at_s - loop.time()))
-            if (pid := self._engine.pid) is not None:
-                os.kill(pid, signal.SIGKILL)
-                self.tally.kills += 1
+            self.tally.kills += await self._kill_once()
+
+    async def _kill_once(self) -> bool:
+        """Waits for a process that serves, and ends it."""
+        async for _ in self._engine.generate(self._known[0].prompt, Sampling(1)):
+            pass
+        with suppress(ProcessLookupError):
+            assert self._engine.pid is not None
+            os.kill(self._engine.pid, signal.SIGKILL)
+            return True
+        return False
 
     async def _sample(self) -> None:
         while True:
@@ -266,6 +283,8 @@ def rss_bytes(pid: int) -> int:
 
 def growth_bytes(values: Sequence[int]) -> float:
     """From the second quarter to the last, by medians: the first is warming up."""
+    if not values:
+        return 0.0
     quarter = max(1, len(values) // 4)
     return median(values[-quarter:]) - median(values[quarter : 2 * quarter] or values)
 
@@ -295,17 +314,18 @@ async def soak(minutes: float, num_kills: int, seed: int) -> dict[str, object]:
             await worked.run(num_kills)
             elapsed_s = time.monotonic() - begun_s
             output, _ = await beside.communicate()
-    return figures(worked, elapsed_s, orjson.loads(output))
+    return figures(worked, elapsed_s, orjson.loads(output), num_kills)
 
 
-def figures(worked: Soak, elapsed_s: float, beside: dict[str, float]) -> dict[str, object]:
+def figures(worked: Soak, elapsed_s: float, beside: dict[str, float], num_kills: int) -> dict[str, object]:
     tally = worked.tally
     last = [sample for sample in worked.samples if sample.kills == tally.kills]
     own, engine = growth_bytes([it.own_bytes for it in last]), growth_bytes([it.engine_bytes for it in last])
-    queue_s = sorted(tally.queue_s)
+    queue_s = sorted(tally.queue_s) or [0.0]
     checks = {
-        "every segment answered or given up": tally.answered + tally.given_up == tally.asked,
-        "none wrong": not tally.wrong,
+        "every segment answered or given up": not tally.lost and tally.answered + tally.given_up == tally.asked,
+        "none wrong": not tally.wrong and tally.ties <= FEW_TIES * tally.answered,
+        "killed as often as asked": tally.kills == num_kills,
         "memory flat": max(own, engine) < GROWTH_BYTES,
         "event loop never blocked over 20 ms": worked.lateness.num_blocked == 0,
     }

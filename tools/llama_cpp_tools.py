@@ -84,7 +84,8 @@ class Tools:
         if shutil.which("cmake") is None:
             raise NotBuilt("expected cmake, found none: install CMake (3.14 or newer) and a C++ compiler")
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        flags = [*FLAGS, *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
+        whole = "-DCMAKE_PROJECT_llama.cpp_INCLUDE="  # these programs need what tools/llama_cpp_python.cmake leaves out
+        flags = [*FLAGS, *shlex.split(os.environ.get("CMAKE_ARGS", "")), whole]
         folders = ["-S", str(self._source / "vendor" / "llama.cpp"), "-B", str(self._build)]
         _run(["cmake", *folders, *generator, *flags], "CMake cannot set the build up; is there a C++ compiler?")
 

@@ -14,7 +14,7 @@ from pice.config import load_settings
 from pice.core import Curve
 from pice.engine.emulated import EmulatedEngine
 from pice.errors import ModelLoadError, PiceError
-from pice.settings import EmulatedSettings, Settings
+from pice.settings import EmulatedSettings, LlamaCppSettings, Settings
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -87,6 +87,16 @@ async def test_error_of_an_engine_that_cannot_start_comes_out_as_itself_and_all_
     assert [engine.closed for engine in engines] == [True] * 4
 
 
+def test_engines_left_open_share_the_cores_that_others_have_not_been_given() -> None:
+    def engine(n_threads: int) -> LlamaCppSettings:
+        return LlamaCppSettings(kind="llama_cpp", path=Path("m.gguf"), n_threads=n_threads)
+
+    assert app._threads([engine(6), engine(0), engine(0)], 8) == (1, False)
+    assert app._threads([engine(2), engine(0), engine(0)], 8) == (3, False)
+    assert app._threads([engine(8), engine(0)], 8) == (1, True)
+    assert app._threads([], 8) == (8, False)
+
+
 @pytest.mark.parametrize(
     ("num_cores", "n_threads", "expected"),
     [(8, 0, (2, False)), (2, 0, (1, True)), (8, 2, (2, False)), (8, 3, (2, True))],
@@ -102,7 +112,7 @@ async def test_engines_are_told_whether_their_threads_share_cores(
         return EmulatedEngine(model=f"m{len(told)}", curve=Curve((1,), (0.0,)), seed=0)
 
     monkeypatch.setattr(app, "make_engine", make)
-    monkeypatch.setattr("os.cpu_count", lambda: num_cores)
+    monkeypatch.setattr(app, "num_cores", lambda: num_cores)
     overrides = [f"engines.{name}.n_threads={n_threads}" for name in ("cloud", "edge-a", "edge-b")]
     async with pice.open(CONFIG / "llama.toml", overrides=overrides):
         pass

@@ -17,7 +17,7 @@ from pice.engine.llama.batch import Change, Chunk, Forget, Share
 from pice.engine.llama.machine import this_machine
 from pice.engine.llama.measure import Bench, Done, Loaded, Said, fits, line, measure
 from pice.engine.llama.measure_process import Measured, fitted, measure_apart
-from pice.engine.llama.options import LlamaOptions
+from pice.engine.llama.options import LlamaOptions, num_cores
 from pice.engine.llama.waiting import waiting
 from pice.engine.process_wire import fault_of
 from pice.errors import ConfigError, DecodeError, EngineError, InputError, ModelLoadError, PromptTooLong
@@ -301,7 +301,7 @@ def test_real_model_is_timed_in_a_process_of_its_own(tiny: Path) -> None:
     assert measured.timing.shared
     assert min(min(run.half_s, run.first_s, run.decode_s) for run in measured.timing.runs) > 0
     assert 0 < measured.loaded.rss_bytes_before < measured.rss_bytes
-    assert measured.loaded.machine.num_cores == os.cpu_count()
+    assert measured.loaded.machine.num_cores == num_cores()
     assert measured.timing.curve().batch == (1, 4)
 
 

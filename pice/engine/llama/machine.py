@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from pice.engine.llama.options import num_cores
+
 READ_AT_LOADING = ("OMP_", "GOMP_", "KMP_")
 
 
@@ -25,7 +27,7 @@ def this_machine() -> Machine:
     """With llama-cpp-python installed."""
     return Machine(
         cpu=_cpu_name(),
-        num_cores=os.cpu_count() or 1,
+        num_cores=num_cores(),
         library=f"llama-cpp-python {version('llama-cpp-python')}",
         omp={name: value for name, value in os.environ.items() if name.startswith(READ_AT_LOADING)},
     )

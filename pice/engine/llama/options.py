@@ -17,6 +17,9 @@ ROUGH_CURVE = Curve(batch=(1, 8), step_s=(0.05, 0.08), prefill_s_per_token=0.005
 MAX_SEQUENCES = 256
 """llama.cpp's own bound on sequence ids."""
 
+MOST, MOST_BATCH = 1 << 22, 1 << 16
+"""Well above what is of use, and below what llama.cpp's 32-bit numbers would take for something else."""
+
 NUM_CACHE_SEQUENCES = 32
 """Sequence ids kept for prefixes that stay in memory when nobody uses them."""
 
@@ -73,12 +76,21 @@ class LlamaOptions:
     def __post_init__(self) -> None:
         most_sequences, cached = MAX_SEQUENCES - NUM_CACHE_SEQUENCES, self.prefix_cache_tokens
         rules = {
-            "n_ctx": (self.n_ctx, self.n_ctx is None or self.n_ctx >= 1, ">= 1"),
+            "n_ctx": (self.n_ctx, self.n_ctx is None or 1 <= self.n_ctx <= MOST, f"from 1 to {MOST}"),
             "n_seq_max": (self.n_seq_max, 1 <= self.n_seq_max <= most_sequences, f"from 1 to {most_sequences}"),
             "n_threads": (self.n_threads, self.n_threads is None or self.n_threads >= 1, ">= 1"),
-            "n_batch": (self.n_batch, self.n_batch >= self.n_seq_max, f">= n_seq_max ({self.n_seq_max})"),
-            "n_ubatch": (self.n_ubatch, self.n_ubatch >= 1, ">= 1"),
-            "n_gpu_layers": (self.n_gpu_layers, self.n_gpu_layers >= -1, ">= -1"),
+            "n_batch": (
+                self.n_batch,
+                self.n_seq_max <= self.n_batch <= MOST_BATCH,
+                f"from n_seq_max ({self.n_seq_max}) to {MOST_BATCH}",
+            ),
+            "n_ubatch": (self.n_ubatch, 1 <= self.n_ubatch <= MOST_BATCH, f"from 1 to {MOST_BATCH}"),
+            "n_gpu_layers": (self.n_gpu_layers, -1 <= self.n_gpu_layers <= MOST, f"from -1 to {MOST}"),
+            "flash_attn": (
+                self.flash_attn,
+                self.flash_attn != "off" or self.kv_type in ("f32", "f16"),
+                f'"auto" or "on" with kv_type {self.kv_type}',
+            ),
             "prefix_cache_tokens": (cached, cached is None or cached >= 0, ">= 0"),
         }
         for name, (value, right, expected) in rules.items():
@@ -91,4 +103,11 @@ class LlamaOptions:
 
     @property
     def num_threads(self) -> int:
-        return self.n_threads or os.cpu_count() or 1
+        return self.n_threads or num_cores()
+
+
+def num_cores() -> int:
+    """Cores that this process may use: in a container often fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -85,7 +85,7 @@ async def test_setting_that_counts_as_pices_is_what_the_app_chooses(
         return EmulatedEngine(model="m", curve=Curve((1,), (0.0,)), seed=0)
 
     monkeypatch.setattr(app, "make_engine", make)
-    monkeypatch.setattr("os.cpu_count", lambda: num_cores)
+    monkeypatch.setattr("pice.app.num_cores", lambda: num_cores)
     async with pice.open(ROOT / "config" / "llama.toml"):
         pass
     ((num_threads, shares_cores),) = told
