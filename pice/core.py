@@ -32,7 +32,8 @@ class Message:
 class Sampling:
     """How tokens are drawn. Every field is sent to every engine: no server default may step in.
 
-    `top_k` 0 is off; `seed` None lets the engine choose.
+    `top_k` 0 is off; `seed` None lets the engine choose. A llama.cpp engine takes `repeat_penalty` over what was
+    written, a vLLM server over the prompt too.
     """
 
     max_tokens: int = 1024

@@ -19,9 +19,10 @@ from types import ModuleType
 from pice.core import Prompt, Sampling
 from pice.engine.base import EngineInfo, Piece
 from pice.engine.llama.batch import Batch
-from pice.engine.llama.options import NUM_CACHE_SEQUENCES, PREFIX_CACHE_PART, LlamaOptions
-from pice.engine.llama.owner import Answer, Call, Owner, check_sampling
+from pice.engine.llama.options import PREFIX_CACHE_PART, LlamaOptions
+from pice.engine.llama.owner import Answer, Call, Owner
 from pice.engine.llama.pace import Pace
+from pice.engine.llama.sampling import check_sampling
 from pice.engine.llama.waiting import set_while_loading
 from pice.errors import ConfigError, EngineError, EngineUnavailable, PiceError
 
@@ -134,7 +135,7 @@ class LlamaCppEngine:
                 model.num_cells,
                 options.n_seq_max,
                 options.n_batch,
-                num_resting=NUM_CACHE_SEQUENCES,
+                num_resting=model.num_resting,
                 max_resting_cells=model.num_cells // PREFIX_CACHE_PART if num_cached is None else num_cached,
                 window=model.window,
             )

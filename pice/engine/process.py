@@ -15,7 +15,7 @@ from contextlib import suppress
 from pice.core import Prompt, Sampling
 from pice.engine.base import EngineInfo, Piece
 from pice.engine.llama.options import LlamaOptions
-from pice.engine.llama.owner import check_sampling
+from pice.engine.llama.sampling import check_sampling
 from pice.engine.process_life import Life
 from pice.engine.process_wire import Answer, Ask, Load, error_of, fault_of
 from pice.errors import EngineError, EngineUnavailable, PiceError

@@ -407,6 +407,49 @@ async def test_context_that_fails_is_made_anew_and_its_generations_go_on(
     assert caplog.text.count("the device was lost") == 2
 
 
+async def test_generation_whose_steps_keep_failing_fails_and_the_others_finish(
+    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_steps = 0
+
+    def wrap(decode: Decode) -> Decode:
+        def failing(self: Any, chunks: Sequence[Any]) -> bool:
+            nonlocal num_steps
+            num_steps += 1
+            if num_steps % 5 == 0 and any(chunk.sequence.max_tokens == 77 for chunk in chunks):
+                raise EngineError("no memory for this one")
+            return decode(self, chunks)
+
+        return failing
+
+    watch_decode(monkeypatch, wrap)
+    with pytest.raises(EngineError, match="no memory for this one"):
+        await generate(engine, asking(), replace(GREEDY, max_tokens=77))
+    assert len(await generate(engine, asking())) == GREEDY.max_tokens
+
+
+async def test_call_that_cannot_be_begun_leaves_the_others_alone(
+    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = await begin(engine, replace(LONG, max_tokens=50))
+
+    def fail(*_of: object) -> None:
+        raise RecursionError("too deep")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llama_model.Model, "sampler", fail)
+        with pytest.raises(EngineError, match="too deep"):
+            await generate(engine, asking())
+    assert len([piece async for piece in other]) == 49
+    assert "cannot be begun" in caplog.text
+
+
+async def test_small_context_holds_as_many_sequences_as_it_may(models: Path) -> None:
+    async with started(models / "endless.gguf", n_ctx=64, n_seq_max=2) as engine:
+        prompt = Prompt((Message("user", "Go"),))
+        assert len(await generate(engine, prompt, replace(GREEDY, max_tokens=3))) == 3
+
+
 async def test_context_that_fails_again_at_once_ends_the_engine(
     engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

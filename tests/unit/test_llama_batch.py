@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pice.engine.llama.batch import (
-    MIN_RESTING_TOKENS,
-    MIN_SHARED_TOKENS,
-    PREFILL_TOKENS,
-    Batch,
-    Change,
-    Chunk,
-    Sequence,
-    Share,
-    num_common_tokens,
-)
+from pice.engine.llama.batch import MIN_RESTING_TOKENS, MIN_SHARED_TOKENS, PREFILL_TOKENS, Batch
+from pice.engine.llama.sequence import Change, Chunk, Sequence, Share, num_common_tokens
 
 PREFIX = list(range(1000, 1100))
 
@@ -316,7 +307,7 @@ def test_models_that_cannot_share_evaluate_every_prompt_and_keep_none() -> None:
 def test_prefix_older_than_the_models_window_is_not_shared() -> None:
     batch, memory = caching(n_batch=512, window=150)
     within, beyond = Sequence([*[1] * 100, 3], 10), Sequence([*[2] * 100, 3], 10)
-    run(batch, memory, Sequence([1] * 150, 5), Sequence([2] * 151, 5), within, beyond)
+    run(batch, memory, Sequence([1] * 149, 5), Sequence([2] * 150, 5), within, beyond)
     assert (within.num_cached, beyond.num_cached) == (100, 0)
 
 
@@ -380,6 +371,44 @@ def test_sequence_put_back_is_evaluated_again_with_what_it_had_drawn() -> None:
     chunk = memory.step(batch)[0]
     assert chunk.tokens == [2] * 50 + [9]
     assert second.num_drawn == 1
+
+
+def test_least_urgent_sequence_is_put_back_and_memory_is_trusted_again_when_nothing_runs() -> None:
+    batch, memory = make(num_cells=1000, n_batch=512)
+    sequences = [Sequence([number] * 50, 10, deadline_s) for number, deadline_s in enumerate((2.0, 9.0, 5.0))]
+    for sequence in sequences:
+        batch.add(sequence)
+    memory.step(batch)
+    memory.change(batch.make_room())
+    assert [sequence.deadline_s for sequence in batch.running] == [2.0, 5.0]
+    large = Sequence([7] * 500, 400, 20.0)
+    batch.add(large)
+    memory.change([change for sequence in list(batch.running) for change in batch.end(sequence)])
+    memory.step(batch)
+    assert batch.running == [sequences[1], large]
+
+
+def test_more_urgent_prompt_is_evaluated_first() -> None:
+    batch, memory = make(n_batch=512)
+    running, long, short = Sequence([1], 100), Sequence([2] * 1000, 5, 99.0), Sequence([3] * 100, 5, 7.0)
+    batch.add(running)
+    memory.step(batch)
+    running.tokens.append(1)
+    batch.add(long)
+    memory.step(batch)
+    running.tokens.append(1)
+    batch.add(short)
+    assert [len(chunk.tokens) for chunk in memory.step(batch)] == [1, 100, PREFILL_TOKENS - 100]
+
+
+def test_resting_prompts_stay_where_forgetting_them_would_not_be_enough() -> None:
+    batch, memory = caching(num_cells=1000)
+    run(batch, memory, Sequence([1] * 100, 5))
+    batch.add(Sequence([2] * 10, 700))
+    memory.step(batch)
+    batch.add(Sequence([3] * 10, 500))
+    assert not batch.admit()
+    assert len(batch.running) == len(batch.resting) == 1
 
 
 def test_sequence_alone_is_never_put_back() -> None:

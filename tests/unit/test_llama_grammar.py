@@ -33,6 +33,20 @@ SOUND = {
 }
 
 UNSOUND = {
+    "number too long": ('root ::= "a"{' + "9" * 5000 + "}", "must be GBNF"),
+    "nested too deep": (
+        'root ::= p d0\np ::= "a" | "a"\n'
+        + "".join(f'd{number} ::= d{number + 1} "x"\n' for number in range(1100))
+        + 'd1100 ::= "y"',
+        "must nest less",
+    ),
+    "too many ways to look at": (
+        "root ::= "
+        + " | ".join(f"a{number}" for number in range(300))
+        + '\nc ::= e{0,2000} "b"\ne ::= ""\n'
+        + "\n".join(f'a{number} ::= "a" c a{number} | "a"' for number in range(300)),
+        "too many ways to read a text have to be looked at",
+    ),
     "too long": ("root ::= " + '"a" ' * 20000, "at most 65536 bytes"),
     "NUL": ('root ::= "\0"', "NUL"),
     "groups": ("root ::= " + "(" * 101 + '"a"' + ")" * 101, "at most 100 groups"),

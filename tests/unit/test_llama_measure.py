@@ -13,11 +13,11 @@ import orjson
 import pytest
 
 from pice.engine.llama import measure_process
-from pice.engine.llama.batch import Change, Chunk, Forget, Share
 from pice.engine.llama.machine import this_machine
 from pice.engine.llama.measure import Bench, Done, Loaded, Said, fits, line, measure
 from pice.engine.llama.measure_process import Measured, fitted, measure_apart
 from pice.engine.llama.options import LlamaOptions, num_cores
+from pice.engine.llama.sequence import Change, Chunk, Forget, Share
 from pice.engine.llama.waiting import waiting
 from pice.engine.process_wire import fault_of
 from pice.errors import ConfigError, DecodeError, EngineError, InputError, ModelLoadError, PromptTooLong
@@ -149,7 +149,7 @@ def test_options_get_a_place_for_each_sequence_and_the_memory_it_takes() -> None
     assert fitted(open_options, replace(WORKLOAD, num_tokens=2048)).n_ctx == 100 + 4 * 2048
     with pytest.raises(InputError, match="batch must be <= 224, got 225"):
         fitted(OPTIONS, replace(WORKLOAD, sizes=(225,)))
-    with pytest.raises(ConfigError, match=r"n_batch must be >= n_seq_max \(65\), got 64"):
+    with pytest.raises(ConfigError, match=r"n_batch must be from n_seq_max \(65\) to 65536, got 64"):
         fitted(OPTIONS, replace(WORKLOAD, sizes=(65,)))
     with pytest.raises(InputError, match="n_ctx must be >= 1025 "):
         fitted(replace(OPTIONS, n_ctx=1024), replace(WORKLOAD, sizes=(37,), num_tokens=25))

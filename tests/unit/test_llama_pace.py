@@ -96,6 +96,8 @@ def test_batch_that_changes_during_a_trial_leaves_it_undecided() -> None:
         machine.run(quiet, 0.001)
     machine.pace.observe(5, 1e-9, machine.now_s)
     assert machine.pace.now_threads == 2
+    machine.run(quiet, 0.05)
+    assert machine.pace.rung == 0
 
 
 def test_growing_batch_is_not_taken_for_contention() -> None:

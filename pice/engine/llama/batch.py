@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import count
 
+from pice.engine.llama.sequence import Change, Chunk, Forget, Sequence, Share, num_common_tokens
+
 PREFILL_TOKENS = 128
 """Prompt tokens evaluated in a step beside running generations, so that a long prompt does not make them wait."""
 
@@ -21,87 +23,19 @@ MIN_RESTING_TOKENS = 64
 """A prompt stays in memory when this many of its tokens are in no other."""
 
 
-@dataclass(eq=False, slots=True)
-class Sequence:
-    """One generation's tokens. `seq_id` is -1 until it runs.
-
-    The cells of its first `num_shared` tokens are the cells of `parent`; it never needs more than `max_cells`.
-    """
-
-    tokens: list[int]
-    max_tokens: int
-    deadline_s: float = math.inf
-    arrival: int = 0
-    num_prompt_tokens: int = 0
-    seq_id: int = -1
-    num_evaluated: int = 0
-    num_cached: int | None = None
-    num_shared: int = 0
-    parent: "Sequence | None" = None
-    max_cells: int = 0
-
-    def __post_init__(self) -> None:
-        self.num_prompt_tokens = len(self.tokens)
-        self.max_cells = len(self.tokens) + self.max_tokens
-
-    @property
-    def num_drawn(self) -> int:
-        return len(self.tokens) - self.num_prompt_tokens
-
-    @property
-    def num_left(self) -> int:
-        """Tokens to evaluate before the next can be drawn."""
-        return len(self.tokens) - self.num_evaluated
-
-    @property
-    def num_own_cells(self) -> int:
-        """Cells that it alone may come to need."""
-        return self.max_cells - self.num_shared
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens of one sequence to evaluate in one step, at positions from `start`; after the `last` of them the next
-    token is drawn."""
-
-    sequence: Sequence
-    start: int
-    tokens: list[int]
-    last: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """The memory of the first `num_tokens` tokens of one sequence now serves another too."""
-
-    source_id: int
-    target_id: int
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """A sequence keeps its first `num_tokens` tokens in memory and no more."""
-
-    seq_id: int
-    num_tokens: int = 0
-
-
-Change = Share | Forget
-"""What has to be done to the model's memory, in the order given, before anything else is evaluated."""
-
-
 @dataclass(slots=True)
 class Batch:
     """The sequences of one context of `num_cells` cells. The earliest deadline is admitted first.
 
     A sequence is admitted when one of `n_seq_max` places is free and the cells that it and all running ones may ever
     need fit, so that no running one goes out of memory; one that is alone always fits, its length having been
-    checked. Prompts of sequences that ended rest in memory, at most `num_resting` of them in `max_resting_cells`, until
-    the room is needed, those not used for longest first; so a prefix is found that was evaluated a while ago.
+    checked. Where memory was short all the same, as much is not admitted again until nothing runs.
+
+    Prompts of sequences that ended rest in memory, at most `num_resting` of them in `max_resting_cells`, until the room
+    is needed, those not used for longest first; so a prefix is found that was evaluated a while ago.
 
     A model that attends to the last `window` tokens only, or has a state instead of cells (0), keeps no earlier ones:
-    its prefixes serve others only while they are shorter.
+    its prefixes serve others only while they are shorter. `most_cells` is `num_cells` as it was given.
     """
 
     num_cells: int
@@ -114,6 +48,10 @@ class Batch:
     resting: list[Sequence] = field(default_factory=list)
     _waiting: list[tuple[float, int, Sequence]] = field(default_factory=list)
     _arrivals: Iterator[int] = field(default_factory=count)
+    most_cells: int = 0
+
+    def __post_init__(self) -> None:
+        self.most_cells = self.num_cells
 
     def add(self, sequence: Sequence) -> None:
         sequence.arrival = next(self._arrivals)
@@ -129,8 +67,8 @@ class Batch:
 
         One that shares a prefix with a sequence which is still evaluating it lets others go first.
         """
-        changes, deferred = list[Change](), []
-        while self._waiting and len(self.running) < self.n_seq_max:
+        changes, deferred = list[Change](), list[tuple[float, int, Sequence]]()
+        while self._waiting and len(self.running) < self.n_seq_max and len(deferred) < self.n_seq_max:
             entry = self._waiting[0]
             source, num_now, num_later = self._best_source(entry[2])
             if num_later - num_now >= MIN_SHARED_TOKENS:
@@ -153,7 +91,7 @@ class Batch:
             if sequence.num_left == 1
         ]
         room = min(PREFILL_TOKENS, self.n_batch - len(chunks)) if chunks else self.n_batch
-        for sequence in self.running:
+        for sequence in sorted(self.running, key=_urgency):
             start = sequence.num_evaluated
             if sequence.num_left > 1 and room > 0:
                 tokens = sequence.tokens[start : start + room]
@@ -173,27 +111,35 @@ class Batch:
             heapify(self._waiting)
             return []
         self.running.remove(sequence)
+        self._take_courage()
         num_kept = min(sequence.num_evaluated, sequence.num_prompt_tokens)
-        if len(sequence.tokens) > self.window or num_kept - self._num_known(sequence) < MIN_RESTING_TOKENS:
+        if len(sequence.tokens) >= self.window or num_kept - self._num_known(sequence) < MIN_RESTING_TOKENS:
             return [self._forget(sequence)]
         return [self._rest(sequence, num_kept), *self._keep_within_bounds()]
 
     def make_room(self) -> list[Change]:
-        """For when memory was short after all: the resting prompts go, or where there are none the sequence admitted
-        last goes back to wait, to be evaluated again from its first token, and as much is not admitted again. Nothing
-        when only one is running."""
+        """For when memory was short after all: the resting prompts go, or where there are none the least urgent
+        sequence goes back to wait, to be evaluated again from its first token. Nothing when only one is running."""
         if self.resting:
             return [self._forget(resting) for resting in list(self.resting)]
         if len(self.running) < 2:
             return []
         self.num_cells = self.num_reserved - 1
-        return [self._put_back(self.running.pop())]
+        least_urgent = max(self.running, key=_urgency)
+        self.running.remove(least_urgent)
+        return [self._put_back(least_urgent)]
 
     def start_over(self) -> None:
         """For when the whole memory was lost: what runs goes back to wait, and evaluates its tokens again."""
         self.resting.clear()
         while self.running:
             self._put_back(self.running.pop())
+        self._take_courage()
+
+    def _take_courage(self) -> None:
+        """With nothing running, memory that was short is not short any more."""
+        if not self.running:
+            self.num_cells = self.most_cells
 
     @property
     def num_reserved(self) -> int:
@@ -204,10 +150,11 @@ class Batch:
         """Whose memory holds the longest prefix of `target`, how many tokens of it, and how many it may come to hold
         of one that is still evaluated."""
         best, num_now, num_later = None, 0, 0
+        own, begin = target.tokens[:-1], target.tokens[:MIN_SHARED_TOKENS]
         for source in (*self.running, *self.resting):
-            num_common = num_common_tokens(source.tokens, target.tokens[:-1])
-            if num_common < MIN_SHARED_TOKENS or len(source.tokens) > self.window:
+            if source.tokens[:MIN_SHARED_TOKENS] != begin or len(source.tokens) >= self.window:
                 continue
+            num_common = num_common_tokens(source.tokens, own)
             num_later = max(num_later, num_common)
             if min(num_common, source.num_evaluated) > num_now:
                 best, num_now = source, min(num_common, source.num_evaluated)
@@ -217,8 +164,12 @@ class Batch:
         return self.num_reserved + target.max_cells - num_shared <= self.num_cells
 
     def _make_room_for(self, target: Sequence, source: Sequence | None, num_shared: int) -> tuple[bool, list[Change]]:
-        """Whether `target` fits, when as many resting prompts as need be are forgotten; the source stays."""
+        """Whether `target` fits, when as many resting prompts as need be are forgotten; the source stays. None is
+        where that would not be enough."""
         changes = list[Change]()
+        least = sum(sequence.num_own_cells for sequence in self.running) + target.max_cells - num_shared
+        if self.running and least > self.num_cells:
+            return False, changes
         while not self._fits(target, num_shared):
             oldest = next((resting for resting in self.resting if resting is not source), None)
             if oldest is None:
@@ -226,7 +177,7 @@ class Batch:
             changes.append(self._forget(oldest))
         if not self.running and source is not None and not self._fits(target, num_shared):
             changes.append(self._trim(source, num_shared))
-        return self._fits(target, num_shared), changes
+        return not self.running or self._fits(target, num_shared), changes
 
     def _begin(self, sequence: Sequence, source: Sequence | None, num_shared: int) -> list[Change]:
         sequence.seq_id = self._free_id()
@@ -306,13 +257,5 @@ class Batch:
         return forgotten
 
 
-def num_common_tokens(a: list[int], b: list[int]) -> int:
-    """Length of the longest common prefix."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _urgency(sequence: Sequence) -> tuple[float, int]:
+    return sequence.deadline_s, sequence.arrival

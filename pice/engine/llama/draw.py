@@ -75,7 +75,7 @@ class Sampler:
     @property
     def by_nucleus(self) -> bool:
         """Whether `nucleus` stands in for llama.cpp's top_p, which is slow where no top_k comes before it."""
-        return self.sampling.top_p < 1 and not self.sampling.top_k and not self.penalises
+        return self.sampling.top_p < 1 and not (self.sampling.top_k or self.penalises or self.grammar)
 
     def _add_choice(self, sampling: Sampling, seed: int) -> None:
         if not sampling.temperature:

@@ -21,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9-]+")
 _CHAR = re.compile(r'\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\U[0-9A-Fa-f]{8}|\\[trn\\"\[\]-]|[^\\]', re.DOTALL)
 _TOKEN = re.compile(r"!?<(?:\[[0-9]+\]|(?!\[)[^>]*)>")
 _REPEAT = re.compile(
-    rf"[*+?]|\{{{_SPACE.pattern}([0-9]+){_SPACE.pattern}(,?){_SPACE.pattern}([0-9]*){_SPACE.pattern}\}}"
+    rf"[*+?]|\{{{_SPACE.pattern}([0-9]{{1,9}}){_SPACE.pattern}(,?){_SPACE.pattern}([0-9]{{0,9}}){_SPACE.pattern}\}}"
 )
 _NESTED_REPEAT = re.compile(_REPEAT.pattern.replace(_SPACE.pattern, _LINES.pattern))
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n"}

@@ -17,6 +17,9 @@ MAX_PATHS = 100_000
 """That lead through the characters of one token."""
 _LOOK_AHEAD, _TOKEN_CHARS, _CHARS_TRIED = 64, 16, 4
 
+MAX_EFFORT = 200_000
+"""Places looked at in all."""
+
 _Stack = tuple["_Stack", int, int, int] | None
 """Where it goes on when this sequence ends; the rule, the alternative and the place in it. None: the text may end."""
 
@@ -33,6 +36,8 @@ def grammar_problem(grammar: bytes) -> str:
         _check_ways(rules)
     except InputError as problem:
         return str(problem)
+    except RecursionError:
+        return "must nest less"
     return ""
 
 
@@ -98,29 +103,29 @@ def _empty_rules(rules: Rules) -> set[int]:
 
 def _check_ways(rules: Rules) -> None:
     """Follows the text along which most ways stay open, and refuses the grammar if they become too many."""
-    root = rules.names["root"]
+    root, effort = rules.names["root"], _Effort()
     ways: Counter[_Stack] = Counter()
     for index in range(len(rules.sequences(root))):
-        ways.update(_terminals(rules, (None, root, index, 0)))
+        ways.update(_terminals(rules, (None, root, index, 0), effort))
     for step in range(_LOOK_AHEAD):
         if step % _TOKEN_CHARS == 0:
             ways = Counter(ways.keys())
         if len(ways) > MAX_WAYS or ways.total() > MAX_PATHS:
             raise InputError(f"must leave at most {MAX_WAYS} ways to read a text, got more: make it less ambiguous")
-        futures = [_after(rules, ways, code) for code in _busiest(rules, ways)]
+        futures = [_after(rules, ways, code, effort) for code in _busiest(rules, ways)]
         if not futures:
             return
         ways = max(futures, key=len)
 
 
-def _after(rules: Rules, ways: Counter[_Stack], code: int) -> Counter[_Stack]:
+def _after(rules: Rules, ways: Counter[_Stack], code: int, effort: "_Effort") -> Counter[_Stack]:
     """The ways open after one more character."""
     after: Counter[_Stack] = Counter()
     for stack, count in ways.items():
         top = _top(rules, stack)
         if stack and isinstance(top, Chars) and top.match(code):
             above, rule, index, at = stack
-            for new in _terminals(rules, (above, rule, index, at + 1)):
+            for new in _terminals(rules, (above, rule, index, at + 1), effort):
                 after[new] += count
         if len(after) > MAX_WAYS:
             break
@@ -136,10 +141,11 @@ def _busiest(rules: Rules, ways: Counter[_Stack]) -> list[int]:
     return sorted((code for code in codes if open_for[code]), key=lambda code: -open_for[code])[:_CHARS_TRIED]
 
 
-def _terminals(rules: Rules, stack: _Stack) -> Iterator[_Stack]:
+def _terminals(rules: Rules, stack: _Stack, effort: "_Effort") -> Iterator[_Stack]:
     """The places, each once, where the next character may be read from here."""
     todo, seen = [stack], {stack}
     while todo:
+        effort.spend()
         stack = todo.pop()
         top = _top(rules, stack)
         if stack is None or isinstance(top, Chars):
@@ -156,6 +162,18 @@ def _terminals(rules: Rules, stack: _Stack) -> Iterator[_Stack]:
         seen |= new
         if len(seen) > 10 * MAX_WAYS:
             raise InputError(f"must leave at most {MAX_WAYS} ways to begin, got more: make it less ambiguous")
+
+
+class _Effort:
+    """What may be spent on one grammar: some tenths of a second."""
+
+    def __init__(self) -> None:
+        self._left = MAX_EFFORT
+
+    def spend(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise InputError("must be less ambiguous: too many ways to read a text have to be looked at")
 
 
 def _top(rules: Rules, stack: _Stack) -> Chars | int | None:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import orjson
 
 from pice.core import Sampling
-from pice.engine.llama.batch import Batch, Chunk, Sequence
+from pice.engine.llama.batch import Batch
 from pice.engine.llama.machine import Machine, rss_bytes, this_machine
 from pice.engine.llama.options import LlamaOptions
+from pice.engine.llama.sequence import Chunk, Sequence
 from pice.engine.process_wire import Fault, fault_of
 from pice.errors import ConfigError, EngineError, InputError, PiceError, PromptTooLong
 from pice.plan.curve import LEAST_TOKENS, Run, Workload

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pice.core import Sampling
-from pice.engine.llama.batch import Change, Chunk, Share
 from pice.engine.llama.draw import Drawing, Sampler
 from pice.engine.llama.native import llama_cpp, log, quick
 from pice.engine.llama.options import DEFAULT_N_CTX, NUM_CACHE_SEQUENCES, KVType, LlamaOptions
+from pice.engine.llama.sequence import Change, Chunk, Share
 from pice.engine.llama.vocabulary import Vocabulary
 from pice.errors import EngineError, EngineUnavailable, ModelLoadError
 
@@ -59,6 +59,7 @@ class Model:
             self.num_cells = options.n_ctx or min(trained, DEFAULT_N_CTX)
             self.context_tokens = min(self.num_cells, trained)
             self.window = self._attention_window()
+            self.num_resting = NUM_CACHE_SEQUENCES if self.window else 0
             self.vocabulary = Vocabulary(self._model, chat_template=options.chat_template)
             self._context = self._make_context()
             self._memory = llama_cpp.llama_get_memory(self._context)
@@ -149,8 +150,8 @@ class Model:
 
     def _make_context(self) -> Any:
         options, parameters = self._options, llama_cpp.llama_context_default_params()
-        parameters.n_ctx = self.num_cells
-        parameters.n_seq_max = options.n_seq_max + NUM_CACHE_SEQUENCES
+        parameters.n_seq_max = options.n_seq_max + self.num_resting
+        parameters.n_ctx = max(self.num_cells, parameters.n_seq_max)
         # Fewer places in a batch than sequences end the process.
         parameters.n_batch = max(options.n_batch, parameters.n_seq_max)
         parameters.n_ubatch = max(min(options.n_ubatch, options.n_batch), parameters.n_seq_max)

@@ -14,20 +14,18 @@ from typing import TYPE_CHECKING
 
 from pice.core import NUM_SEEDS, FinishReason, Prompt, Sampling
 from pice.engine.base import Piece
-from pice.engine.llama.batch import Batch, Chunk, Sequence
+from pice.engine.llama.batch import Batch
 from pice.engine.llama.pace import Pace
-from pice.engine.llama.text import MAX_STOP_CHARS, MAX_STOP_STRINGS, Text
+from pice.engine.llama.sequence import Chunk, Sequence
+from pice.engine.llama.text import Text
 from pice.errors import EngineError, InputError, PiceError, PromptTooLong
 
 if TYPE_CHECKING:
     from pice.engine.llama.draw import Sampler
     from pice.engine.llama.model import Model
 
-MAX_TAKEN = 32
-"""Calls begun between two steps: each takes a while to be made tokens."""
-
-LARGEST = 1e6
-"""Well inside of what single floats hold, in which llama.cpp reckons: an infinite number would end in no number."""
+TAKE_S = 0.02
+"""For how long calls are made tokens while others wait for their next step."""
 
 Answer = Piece | int | PiceError
 
@@ -58,6 +56,7 @@ class _Generation:
     text: Text
     came_s: float
     begun_s: float | None = None
+    num_failures: int = 0
     num_tokens: int = 0
     logprobs: list[float] = field(default_factory=list)
 
@@ -96,9 +95,10 @@ class Owner:
                 generation.sampler.free()
 
     def _take_in(self, inbox: "queue.SimpleQueue[Call | None]") -> None:
-        """Begins calls that have come, a few at a time; waits for one only when there is nothing else to do."""
+        """Begins calls that have come, for a while; waits for one only when there is nothing else to do."""
+        begun_s = time.monotonic()
         with suppress(queue.Empty):
-            for _ in range(MAX_TAKEN):
+            while not self._batch.running or time.monotonic() < begun_s + TAKE_S:
                 call = inbox.get(block=not (self._generations or self._said))
                 if call is None:
                     return
@@ -117,6 +117,9 @@ class Owner:
                 self._add(call, call.sampling, tokens)
         except InputError as error:
             self._said.append((call, error))
+        except Exception as error:
+            _logger.exception("%s: a call cannot be begun", self._name)
+            self._said.append((call, EngineError(f"{self._name}: this call cannot be begun: {error!r}")))
 
     def _add(self, call: Call, sampling: Sampling, tokens: list[int]) -> None:
         self._check_fits(len(tokens), sampling)
@@ -169,6 +172,7 @@ class Owner:
         begun_s = time.monotonic()
         try:
             if self._model.decode(chunks):
+                self._rebuilt = False
                 self._keep_pace(chunks, begun_s)
                 return True
         except EngineError as error:
@@ -190,17 +194,24 @@ class Owner:
                 self._model.set_threads(pace.now_threads)
 
     def _start_over(self, error: EngineError) -> None:
-        """Rebuilds the context once; what runs is evaluated again from its first token and goes on where it was.
+        """Makes the context anew; what runs is evaluated again from its first token and goes on where it was. What
+        was running at an earlier failure too fails.
 
         Raises:
-            EngineError: the one given, when no generation has ended since the last time.
+            EngineError: the one given, when no step was made since the last time.
         """
         if self._rebuilt:
             raise error
         self._rebuilt = True
         _logger.warning("%s: %s: its context is made anew", self._name, error)
+        running = [self._generations[sequence] for sequence in self._batch.running]
         self._batch.start_over()
         self._model.renew_context()
+        self._model.set_threads(self._pace.now_threads)
+        for generation in running:
+            generation.num_failures += 1
+            if generation.num_failures > 1:
+                self._fail(generation, str(error))
 
     def _advance(self, generation: _Generation, token: int, logprob: float) -> None:
         """Appends a token; says its text, as far as that is certain, or that this was the last."""
@@ -220,7 +231,6 @@ class Owner:
         if new or reason:
             self._say(generation, new, reason)
         if reason:
-            self._rebuilt = False
             self._free(generation)
 
     def _say(self, generation: _Generation, text: str, reason: FinishReason | None) -> None:
@@ -245,31 +255,3 @@ class Owner:
         self._model.change(self._batch.end(sequence))
         del self._generations[sequence]
         generation.sampler.free()
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Refuses what llama.cpp would take without a word or die of.
-
-    Raises:
-        InputError: names the value and what was expected.
-    """
-    presence, frequency, repeat = sampling.presence_penalty, sampling.frequency_penalty, sampling.repeat_penalty
-    rules = {
-        "max_tokens": (sampling.max_tokens, sampling.max_tokens >= 1, ">= 1"),
-        "temperature": (sampling.temperature, 0 <= sampling.temperature <= LARGEST, f"from 0 to {LARGEST:g}"),
-        "top_p": (sampling.top_p, 0 < sampling.top_p <= 1, "above 0 and at most 1"),
-        "top_k": (sampling.top_k, 0 <= sampling.top_k < 2**31, ">= 0 (0 is off)"),
-        "min_p": (sampling.min_p, 0 <= sampling.min_p <= 1, "from 0 to 1"),
-        "repeat_penalty": (repeat, 1 / LARGEST <= repeat <= LARGEST, f"from {1 / LARGEST:g} to {LARGEST:g}"),
-        "presence_penalty": (presence, -LARGEST <= presence <= LARGEST, f"from {-LARGEST:g} to {LARGEST:g}"),
-        "frequency_penalty": (frequency, -LARGEST <= frequency <= LARGEST, f"from {-LARGEST:g} to {LARGEST:g}"),
-        "seed": (sampling.seed, sampling.seed is None or 0 <= sampling.seed < NUM_SEEDS, f"from 0 to {NUM_SEEDS - 1}"),
-        "stop": (
-            sampling.stop,
-            len(sampling.stop) <= MAX_STOP_STRINGS and all(0 < len(each) <= MAX_STOP_CHARS for each in sampling.stop),
-            f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters",
-        ),
-    }
-    for name, (value, right, expected) in rules.items():
-        if not right:
-            raise InputError(f"{name} must be {expected}, got {value!r}")

@@ -52,7 +52,7 @@ class Pace:
         if self._trial is None:
             self._note(num_tokens, step_s, at_s)
         elif num_tokens != self._num_tokens:
-            self._end_trial(at_s)
+            self._trial = None
         else:
             self._compare(step_s, at_s)
 

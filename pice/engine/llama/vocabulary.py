@@ -13,7 +13,7 @@ from pice.engine.llama.native import llama_cpp, quick
 from pice.engine.llama.special import Special, Specials
 from pice.engine.llama.template import CHATML, ChatTemplate
 from pice.engine.llama.thinking import TAGS, answer_begun
-from pice.errors import ConfigError, InputError
+from pice.errors import ConfigError, InputError, ModelLoadError
 
 _token_to_piece = quick("llama_token_to_piece")
 _is_eog = quick("llama_vocab_is_eog")
@@ -46,17 +46,18 @@ class Vocabulary:
 
     Raises:
         ConfigError: no chat template of that name.
-        ModelLoadError: the file's template cannot be read.
+        ModelLoadError: the file's template cannot be read, or its vocabulary cannot be used.
     """
 
     def __init__(self, model: Any, *, chat_template: str | None) -> None:
         self.native = llama_cpp.llama_model_get_vocab(model)
         self.num_tokens: int = llama_cpp.llama_vocab_n_tokens(self.native)
+        self._refuse_unusable()
         self._specials = Specials(self._read_special(token) for token in self._tokens_with(_SPECIAL))
         self._template = self._choose_template(model, chat_template)
         self._cuts_runs = llama_cpp.llama_vocab_type(self.native) == llama_cpp.LLAMA_VOCAB_TYPE_BPE
-        adds_bos = llama_cpp.llama_vocab_get_add_bos(self.native)
-        self._first = [llama_cpp.llama_vocab_bos(self.native)] if adds_bos else []
+        bos = llama_cpp.llama_vocab_bos(self.native)
+        self._first = [bos] if llama_cpp.llama_vocab_get_add_bos(self.native) and bos >= 0 else []
         self._pieces: dict[int, bytes] = {}
 
     def tokens(self, prompt: Prompt) -> list[int]:
@@ -97,6 +98,14 @@ class Vocabulary:
     def ends(self, token: int) -> bool:
         """Whether the token says that the text is complete."""
         return bool(_is_eog(self.native, token))
+
+    def _refuse_unusable(self) -> None:
+        """Vocabularies that end the process when they are asked for anything, or for a character they do not know."""
+        kind = llama_cpp.llama_vocab_type(self.native)
+        if kind == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelLoadError("expected a model with a vocabulary, got one without")
+        if kind == llama_cpp.LLAMA_VOCAB_TYPE_SPM and not self._tokens_with(llama_cpp.LLAMA_TOKEN_ATTR_BYTE):
+            raise ModelLoadError("expected a vocabulary with a token for each byte, got one without")
 
     def _tokenise(self, text: str) -> list[int]:
         """Of text in which no token is special to anybody."""
