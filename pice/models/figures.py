@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pice.errors import ModelLoadError
-from pice.models.gguf_file import Array, Value
+from pice.models.gguf_header import Array, Value
 from pice.models.printable import shown, shown_path
 
 MAX_FIGURE = 2**31 - 1

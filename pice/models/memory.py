@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pice.models.figures import Figures
-from pice.models.gguf_file import Array
+from pice.models.gguf_header import Array
 
 N_CTX_STEP = 256
 """llama.cpp rounds the cells of a context up to a multiple of this."""

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 from pice.models.figures import Figures
 from pice.models.ggml_types import file_type_name
-from pice.models.gguf_file import TOKENS, Array
+from pice.models.gguf_header import TOKENS, Array
 from pice.models.memory import MAX_HEAD_LENGTH, MAX_HEADS, MAX_LAYERS
 from pice.models.parts import ModelFiles
 
 _TEMPLATE = "tokenizer.chat_template"
 _SPECIAL = re.compile(r"tokenizer\.ggml\.(?P<name>\w+)_token_id")
-_REFUSES_SYSTEM = re.compile(r"raise_exception\([^)]*system[^)]*\)", re.IGNORECASE)
-_KNOWS_SYSTEM = re.compile(r"""["']system["']|\{\{[^{}]*\brole\b[^{}]*\}\}""")
+_MAX_TEMPLATE_CHARS = 65_536
+"""So much of a template is looked at; with repetitions that are bounded too, a hostile one takes no more time."""
+_REFUSES_SYSTEM = re.compile(r"raise_exception\([^)]{0,200}system[^)]{0,200}\)", re.IGNORECASE)
+_KNOWS_SYSTEM = re.compile(r"""["']system["']|\{\{[^{}]{0,200}\brole\b[^{}]{0,200}\}\}""")
 _THINKS = re.compile(r"</?think>|enable_thinking|reasoning_content")
 
 
@@ -170,7 +172,7 @@ def _special_tokens(figures: Figures) -> tuple[SpecialToken, ...]:
 def _templates(figures: Figures) -> tuple[Template, ...]:
     """The default one first."""
     keys = sorted(key for key in figures.values if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."))
-    return tuple(_template(key, figures.text(key) or "") for key in keys)
+    return tuple(_template(key, (figures.text(key) or "")[:_MAX_TEMPLATE_CHARS]) for key in keys)
 
 
 def _template(key: str, source: str) -> Template:

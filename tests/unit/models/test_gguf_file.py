@@ -3,15 +3,17 @@
 import os
 import random
 import struct
+from io import BytesIO
 from pathlib import Path
 
 import gguf
 import pytest
 
 from pice.errors import ConfigError, ModelLoadError
-from pice.models import ggml_types, gguf_file
+from pice.models import ggml_types, gguf_header
 from pice.models.figures import Figures
-from pice.models.gguf_file import Array, GgufFile, read_gguf
+from pice.models.gguf_file import GgufFile, read_gguf
+from pice.models.gguf_header import Array, Header
 from pice.models.lines import lines
 from pice.models.memory import estimate
 from pice.models.parts import ModelFiles
@@ -19,7 +21,7 @@ from pice.models.printable import json_text
 from pice.models.summary import summarise
 from tests.unit.models.made import HEAD, header, tensor, text, value, write_gguf
 
-U8, BOOL, STRING, ARRAY, U32 = 0, 7, 8, 9, 4
+U8, BOOL, STRING, ARRAY, U32, I16 = 0, 7, 8, 9, 4, 3
 
 
 def read_bytes(folder: Path, data: bytes) -> GgufFile:
@@ -60,7 +62,7 @@ def test_header_is_read_as_gguf_reads_it(tmp_path: Path, kind: str) -> None:
 
 
 def test_long_array_is_counted_and_not_kept_but_for_the_vocabulary(tmp_path: Path) -> None:
-    words = [f"w{number}" for number in range(gguf_file.MAX_KEPT + 1)]
+    words = [f"w{number}" for number in range(gguf_header.MAX_KEPT + 1)]
     metadata = {**HEAD, "tokenizer.ggml.tokens": words, "tokenizer.ggml.merges": words, "x": list(range(len(words)))}
     read = read_gguf(write_gguf(tmp_path / "m.gguf", metadata)).metadata
     assert read["tokenizer.ggml.tokens"] == Array(len(words), tuple(words))
@@ -76,6 +78,42 @@ def test_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
             read_bytes(tmp_path, whole[:size])
         assert "\n" not in str(refused.value)
     read_bytes(tmp_path, whole[: len(whole) - num_padding])
+
+
+def array(key: str, kind: int, count: int, data: bytes) -> bytes:
+    return value(key, ARRAY, struct.pack("<IQ", kind, count) + data)
+
+
+def test_vocabulary_of_numbers_is_counted_and_not_kept(tmp_path: Path) -> None:
+    count = gguf_header.MAX_KEPT + 1
+    data = header(num_values=1, rest=array("tokenizer.ggml.tokens", I16, count, bytes(2 * count)))
+    assert read_bytes(tmp_path, data).metadata["tokenizer.ggml.tokens"] == Array(count, None)
+
+
+def test_arrays_are_kept_up_to_a_number_of_values_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_header, "MAX_KEPT_IN_ALL", 5)
+    rest = b"".join(
+        [
+            array("a", U8, 3, b"123"),
+            array("b", STRING, 3, 3 * text("b")),
+            array("tokenizer.ggml.tokens", STRING, 3, 3 * text("t")),
+            array("c", STRING, 2, 2 * text("c")),
+            array("d", U8, 1, b"1"),
+        ]
+    )
+    metadata = read_bytes(tmp_path, header(num_values=5, rest=rest)).metadata
+    kept = {key: it.values for key, it in metadata.items() if isinstance(it, Array)}
+    assert kept == {"a": (49, 50, 51), "b": None, "tokenizer.ggml.tokens": None, "c": ("c", "c"), "d": None}
+
+
+@pytest.mark.parametrize("key", ["tokenizer.ggml.tokens", "x"], ids=["kept", "passed over"])
+@pytest.mark.parametrize("num_lost", [1, 5, 12, 2000])
+def test_file_that_becomes_shorter_while_its_texts_are_read_is_refused(key: str, num_lost: int) -> None:
+    count = gguf_header.MAX_KEPT + 1
+    data = struct.pack("<IQ", STRING, count) + count * text("four")
+    changing = Header(BytesIO(data[:-num_lost]), len(data), "some.gguf")
+    with pytest.raises(ModelLoadError, match=r"^some.gguf: expected \d+ bytes as when it was opened, got fewer"):
+        changing.value(ARRAY, key)
 
 
 @pytest.mark.parametrize("seed", range(400))
@@ -154,7 +192,7 @@ def test_hostile_file_is_refused_with_numbers(tmp_path: Path, name: str) -> None
 
 
 def test_header_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_file, "MAX_HEADER_BYTES", 1000)
+    monkeypatch.setattr(gguf_header, "MAX_HEADER_BYTES", 1000)
     texts = struct.pack("<IQ", STRING, 200) + 200 * text("")
     with pytest.raises(ModelLoadError, match="expected a header of at most 1000 bytes, got"):
         read_bytes(tmp_path, header(num_values=1, rest=value("k", ARRAY, texts)))

@@ -10,7 +10,7 @@ import pytest
 from pice.engine.llama.options import KVType
 from pice.errors import ModelLoadError
 from pice.models.figures import Figures
-from pice.models.gguf_file import Array, Value
+from pice.models.gguf_header import Array, Value
 from pice.models.memory import KV_TYPES, Memory, estimate, kv_bytes_per_token, kv_layers
 
 BASE: Mapping[str, Value] = {

@@ -1,5 +1,7 @@
 """What a file says of itself: figures, vocabulary, templates, and figures that cannot be."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from pice.models.memory import estimate
 from pice.models.parts import read_model
 from pice.models.summary import SpecialToken, Summary, Template, summarise
 from tests.unit.models.made import HEAD, write_gguf
+
+
+WAIT_S = 30.0
 
 
 def summary(folder: Path, metadata: Mapping[str, Any] = HEAD, **options: Any) -> Summary:
@@ -67,6 +72,27 @@ def test_template_is_told_by_what_stands_in_it(tmp_path: Path, name: str) -> Non
     source, takes_system, thinks = TEMPLATES[name]
     found = summary(tmp_path, {"tokenizer.chat_template": source})
     assert found.templates == (Template("default", takes_system, thinks),)
+
+
+HOSTILE = {
+    "refusals": ("'system'" + "raise_exception(" * 65_536, True),
+    "system in a refusal": ("'system'" + "raise_exception(" + "system" * 174_760, True),
+    "roles": ("{{" + " role" * 209_715, False),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_template_made_to_take_long_is_told_in_time(tmp_path: Path, name: str) -> None:
+    source, takes_system = HOSTILE[name]
+    path = write_gguf(tmp_path / "m.gguf", {"tokenizer.chat_template": source})
+    script = (
+        "import sys, pathlib; from pice.models import parts, summary; "
+        "print(*summary.summarise(parts.read_model(pathlib.Path(sys.argv[1]))).templates)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, timeout=WAIT_S, check=True
+    )
+    assert ran.stdout == f"Template(name='default', {takes_system=}, thinks=False)\n"
 
 
 def test_all_templates_are_listed_the_default_first(tmp_path: Path) -> None:
