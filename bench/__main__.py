@@ -2,10 +2,16 @@
 
 import typer
 
-from bench import eager, engine, pipeline, threads
+from bench import agreement, eager, engine, pipeline, threads
 from bench.report import QuickOption
 
-COMMANDS = {"pipeline": pipeline.command, "eager": eager.command, "engine": engine.command, "threads": threads.command}
+COMMANDS = {
+    "pipeline": pipeline.command,
+    "eager": eager.command,
+    "engine": engine.command,
+    "agreement": agreement.command,
+    "threads": threads.command,
+}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for name, run in COMMANDS.items():

@@ -116,6 +116,7 @@ BENCH_PRESETS = {
     "half-b-q8_0": _HALF_B,
     "half-b-q4_0": replace(_HALF_B, quantization="q4_0"),
     "one-b-q4_0": replace(_HALF_B, layers=28, width=1536, heads=12, ffn=8960, quantization="q4_0"),
+    "small-f32": Shape(layers=6, width=512, heads=8, context_tokens=8192, quantization="f32", end_bias=NEVER),
     "small-f16": Shape(layers=6, width=512, heads=8, context_tokens=8192, quantization="f16", end_bias=NEVER),
 }
 """To measure with; their text never ends by itself. The first two have the shape of a model of half a billion weights,

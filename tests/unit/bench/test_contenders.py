@@ -1,9 +1,12 @@
 """Contenders in processes of their own: what goes in and out, and that none is left behind."""
 
+import asyncio
 import io
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +15,12 @@ import pytest
 
 pytest.importorskip("gguf", reason="the PyPI package gguf, which writes the models, is not installed")
 
-from bench.contenders import serve
+from bench import contenders
+from bench.contenders import Worker, serve
 from bench.engine_pice import Spans, _timed
-from bench.engine_work import Asked, Done, Job, Unfair, Written
+from bench.engine_work import Asked, Done, Job, Setup, Unfair, Written
 
+DEADLINE_S = 60.0
 JOB = Job((Asked(" a", " b", (1, 2)),), greedy=True, seed=7)
 STARTS_A_CHILD = """
 import subprocess, sys, time
@@ -28,12 +33,14 @@ subprocess.run([sys.executable, "-c", code], **killed_with_parent())
 class Echo:
     """Says how many segments it was asked for, as a rate."""
 
-    def __init__(self, problem: Exception | None = None) -> None:
-        self.problem = problem
+    def __init__(self, problem: Exception | None = None, *, starts: bool = True) -> None:
+        self.problem, self.starts = problem, starts
         self.seen: list[Any] = []
 
     async def start(self) -> None:
         self.seen.append("start")
+        if not self.starts:
+            raise Unfair("not ready")
 
     async def run(self, job: Job) -> Done:
         if self.problem:
@@ -43,6 +50,8 @@ class Echo:
 
     async def close(self) -> None:
         self.seen.append("close")
+        if not self.starts:
+            raise AttributeError("nothing to close")
 
 
 async def test_jobs_are_answered_line_by_line_until_there_are_no_more() -> None:
@@ -57,6 +66,31 @@ async def test_contender_that_fails_is_closed() -> None:
     with pytest.raises(Unfair, match="no"):
         await serve(echo, io.BytesIO(orjson.dumps(JOB) + b"\n"), io.BytesIO())
     assert echo.seen == ["start", "close"]
+
+
+async def test_contender_that_fails_to_start_is_closed_as_far_as_it_had_begun() -> None:
+    echo = Echo(starts=False)
+    with pytest.raises(Unfair, match="not ready"):
+        await serve(echo, io.BytesIO(), io.BytesIO())
+    assert echo.seen == ["start", "close"]
+
+
+@pytest.mark.parametrize("given_up", [False, True], ids=["waited for", "given up"])
+async def test_contender_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_up: bool) -> None:
+    hangs = tmp_path / "hangs"
+    hangs.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hangs.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(hangs))
+    monkeypatch.setattr(contenders, "END_WAIT_S", 1000.0 if given_up else 0.01)
+    worker = Worker("echo", Setup(tmp_path, 1, 1, None), os.environ)
+    async with asyncio.timeout(DEADLINE_S):
+        await worker.__aenter__()
+        ending = asyncio.create_task(worker.__aexit__())
+        await asyncio.sleep(0)
+        if given_up:
+            ending.cancel()
+        await asyncio.wait([ending])
+    assert worker._process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
