@@ -6,19 +6,19 @@ and gets the blob's name when its SHA-256 is right. `hf_hub_download` then finds
 plain HTTP; hf_xet is neither needed nor used.
 """
 
-import hashlib
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from pice.errors import ConfigError, InputError, OutputLost, Unavailable
+from pice.errors import ConfigError, InputError, Unavailable
+from pice.models.hub_blob import Offer, check_placed, make_blob
 from pice.models.hub_refusal import address, is_address, not_written, out_of_reach, refused
 from pice.models.printable import shown
 from pice.models.source import Source
@@ -30,24 +30,9 @@ LOCK_TIMEOUT_S = 1.0
 MAX_PLAIN_BYTES = 50_000_000_000
 """The hub gives no larger file over plain HTTP."""
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BY_PATH = "a file that is on this machine already can be given by its path"
 _SAFE_NAME = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What the hub says of a file. `etag` is its SHA-256 where it is stored as a large file, as models are."""
-
-    source: Source
-    commit: str
-    etag: str
-    size_bytes: int | None
-
-    @property
-    def sha256(self) -> str | None:
-        return self.etag if _SHA256.fullmatch(self.etag) else None
 
 
 def ask(source: Source) -> Offer:
@@ -62,7 +47,8 @@ def ask(source: Source) -> Offer:
         hub = _library()
         found = hub.get_hf_file_metadata(_url(hub, source, source.revision), timeout=_timeout_s(hub))
     commit, etag = found.commit_hash or "", found.etag or ""
-    if not _COMMIT.fullmatch(commit) or not _SAFE_NAME.fullmatch(etag):
+    is_asked = commit == source.revision or not _COMMIT.fullmatch(source.revision)
+    if not is_asked or not _COMMIT.fullmatch(commit) or not _SAFE_NAME.fullmatch(etag):
         raise Unavailable(
             f"{source}: {address(_endpoint())} does not answer as a hub does: look at HF_ENDPOINT and at proxies"
         )
@@ -88,16 +74,26 @@ def fetch(offer: Offer, cache_dir: Path | None) -> bool:
         )
     with _errors_told(offer.source, "what came so far is kept, and the same command goes on from there"):
         hub = _library()
-        cache = _cache(hub, cache_dir)
-        name = hub.file_download.repo_folder_name(repo_id=offer.source.repo, repo_type="model")
-        with _locked(hub, offer, cache / ".locks" / name / f"{offer.etag}.lock"):
-            return _make_blob(hub, offer, cache / name / "blobs" / offer.etag)
+        repo = _repo(hub, offer.source, cache_dir)
+        with _locked(hub, offer, repo.parent / ".locks" / repo.name / f"{offer.etag}.lock"):
+            return make_blob(offer, repo / "blobs" / offer.etag, partial(_bring, hub, offer))
 
 
-def place(source: Source, cache_dir: Path | None) -> Path:
-    """Where the file is, now that its blob is in the cache."""
-    with _errors_told(source):
-        return _download(_library(), source, cache_dir, local_files_only=False)
+def place(offer: Offer, cache_dir: Path | None) -> Path:
+    """Where the file is, now that its blob is in the cache. It is of the offer's commit, whatever came after that, and
+    `cached` finds it by the name that was asked for.
+
+    Raises:
+        Unavailable: another file stands there; it is removed.
+    """
+    with _errors_told(offer.source):
+        hub = _library()
+        path = _download(hub, replace(offer.source, revision=offer.commit), cache_dir, local_files_only=False)
+        repo = _repo(hub, offer.source, cache_dir)
+        check_placed(offer, path, repo / "blobs" / offer.etag)
+        if offer.source.revision != offer.commit:
+            _write(repo / "refs" / offer.source.revision, offer.commit)
+        return path
 
 
 def cached(source: Source, cache_dir: Path | None) -> Path | None:
@@ -108,6 +104,11 @@ def cached(source: Source, cache_dir: Path | None) -> Path | None:
             return _download(hub, source, cache_dir, local_files_only=True)
         except hub.errors.LocalEntryNotFoundError:
             return None
+
+
+def commit_of(source: Source, path: Path) -> str:
+    """Of which commit a file in the cache is."""
+    return path.parents[len(Path(source.file).parts) - 1].name
 
 
 def _library() -> Any:
@@ -146,46 +147,23 @@ def _download(hub: Any, source: Source, cache_dir: Path | None, *, local_files_o
     return Path(path)
 
 
-def _make_blob(hub: Any, offer: Offer, blob: Path) -> bool:
-    if blob.exists() and offer.size_bytes in (None, blob.stat().st_size):
-        return False
-    part = blob.with_name(f"{offer.etag}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab") as file:
-        if offer.size_bytes is None or file.tell() > offer.size_bytes:
-            file.truncate(0)
-            file.seek(0)
-        num_kept = file.tell()
-        _check_room(part.parent, (offer.size_bytes or 0) - num_kept)
-        hub.file_download.http_get(
-            _url(hub, offer.source, offer.commit),
-            file,
-            resume_size=num_kept,
-            headers={**hub.utils.build_hf_headers(), "accept-encoding": "identity"},
-            expected_size=offer.size_bytes,
-            displayed_filename=shown(offer.source.file),
-        )
-    _check_sum(offer, part)
-    part.replace(blob)
-    return True
+def _bring(hub: Any, offer: Offer, file: BinaryIO, num_kept: int) -> None:
+    hub.file_download.http_get(
+        _url(hub, offer.source, offer.commit),
+        file,
+        resume_size=num_kept,
+        headers={**hub.utils.build_hf_headers(), "accept-encoding": "identity"},
+        expected_size=offer.size_bytes,
+        displayed_filename=shown(offer.source.file),
+    )
 
 
-def _check_room(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise OutputLost(f"{folder}: expected room for {num_bytes} bytes, got {free}: make room, or use --cache-dir")
-
-
-def _check_sum(offer: Offer, part: Path) -> None:
-    if offer.sha256 is None:
-        return
-    with part.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != offer.sha256:
-        part.unlink()
-        raise Unavailable(
-            f"{offer.source}: expected SHA-256 {offer.sha256}, got {got}: what came is thrown away; try again"
-        )
+def _write(path: Path, text: str) -> None:
+    """In one go: nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="ascii")
+    part.replace(path)
 
 
 @contextmanager
@@ -206,8 +184,10 @@ def _url(hub: Any, source: Source, revision: str) -> str:
     return url
 
 
-def _cache(hub: Any, cache_dir: Path | None) -> Path:
-    return Path(hub.constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser().resolve()
+def _repo(hub: Any, source: Source, cache_dir: Path | None) -> Path:
+    """Its folder in the cache."""
+    cache = Path(hub.constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser().resolve()
+    return cache / str(hub.file_download.repo_folder_name(repo_id=source.repo, repo_type="model"))
 
 
 def _endpoint() -> str:

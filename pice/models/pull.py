@@ -1,6 +1,7 @@
 """A model on the hub -> a path on this machine."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from pice.errors import Unavailable
@@ -11,7 +12,7 @@ from pice.models.source import Source, parse_source
 
 
 def pull_model(text: str, cache_dir: Path | None, say: Callable[[str], None]) -> Path:
-    """The path of the file, or of the first part of a split one; all parts are fetched.
+    """The path of the file, or of the first part of a split one; all parts are fetched, of one commit.
 
     With no network, what was fetched before is taken. `say` gets lines about each file.
 
@@ -22,9 +23,12 @@ def pull_model(text: str, cache_dir: Path | None, say: Callable[[str], None]) ->
         ConfigError: huggingface_hub is not installed, or its environment is wrong.
     """
     source = parse_source(text)
-    parts = [Source(source.repo, name, source.revision) for name in part_names(source.file)]
-    paths = [_pull(part, cache_dir, say) for part in parts]
-    return paths[0]
+    name, *others = part_names(source.file)
+    first = replace(source, file=name)
+    path = _pull(first, cache_dir, say)
+    for other in others:
+        _pull(Source(source.repo, other, hub.commit_of(first, path)), cache_dir, say)
+    return path
 
 
 def _pull(source: Source, cache_dir: Path | None, say: Callable[[str], None]) -> Path:
@@ -44,4 +48,4 @@ def _pull(source: Source, cache_dir: Path | None, say: Callable[[str], None]) ->
         say(f"{source}: fetched, and its SHA-256 is right")
     else:
         say(f"{source}: fetched; the hub gives no SHA-256 to check it by")
-    return hub.place(source, cache_dir)
+    return hub.place(offer, cache_dir)

@@ -26,12 +26,16 @@ class Asked:
 class Hub:
     """What it has and how it answers; tests change it between requests.
 
+    `pushes` are files that change the repo, each with the next answer of the store; what a commit had stays.
     `stored` takes the place of a file's bytes where they are fetched, `cuts` are numbers of bytes after which the next
     answers of the store break off, `refusal` (status, error code) answers everything, `head` overrides headers of a
     file (None: leaves one out).
     """
 
     files: dict[str, bytes]
+    commit: str = COMMIT
+    past: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    pushes: list[dict[str, bytes]] = field(default_factory=list)
     endpoint: str = ""
     store: str = ""
     stored: dict[str, bytes] = field(default_factory=dict)
@@ -41,6 +45,14 @@ class Hub:
     head: dict[str, str | None] = field(default_factory=dict)
     listing: bytes | None = None
     asked: list[Asked] = field(default_factory=list)
+
+    def push(self, files: dict[str, bytes]) -> None:
+        self.past[self.commit] = self.files
+        self.commit, self.files = f"{len(self.past):040x}", self.files | files
+
+    def at(self, revision: str) -> dict[str, bytes] | None:
+        """The files of a commit or of `main`; None if there is none of that name."""
+        return self.files if revision in ("main", self.commit) else self.past.get(revision)
 
     def of_store(self) -> list[Asked]:
         return [each for each in self.asked if each.path.startswith("/store/")]
@@ -76,7 +88,8 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
             if hub.refusal:
                 self._send(hub.refusal[0], {"X-Error-Code": hub.refusal[1]})
             elif path.startswith("/store/"):
-                self._send_bytes(path.removeprefix("/store/"))
+                commit, _, name = path.removeprefix("/store/").partition("/")
+                self._send_bytes(commit, name)
             elif path.startswith(f"/api/models/{REPO}/tree/"):
                 names = json.dumps([{"type": "file", "path": name} for name in hub.files]).encode()
                 self._send(200, {}, names if hub.listing is None else hub.listing)
@@ -87,22 +100,25 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
                 self._send(401, {"X-Error-Code": "RepoNotFound"})
 
         def _send_file_head(self, revision: str, name: str) -> None:
-            if revision not in ("main", COMMIT):
+            commit, files = hub.commit if revision == "main" else revision, hub.at(revision)
+            if files is None:
                 self._send(404, {"X-Error-Code": "RevisionNotFound"})
-            elif name not in hub.files:
-                self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            elif name not in files:
+                self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             else:
-                data = hub.files[name]
+                data = files[name]
                 said: dict[str, str | None] = {
-                    "Location": f"{hub.store}/store/{name}",
-                    "X-Repo-Commit": COMMIT,
+                    "Location": f"{hub.store}/store/{commit}/{name}",
+                    "X-Repo-Commit": commit,
                     "X-Linked-ETag": f'"{sha256(data)}"',
                     "X-Linked-Size": str(len(data)),
                 }
                 self._send(302, {key: each for key, each in (said | hub.head).items() if each is not None})
 
-        def _send_bytes(self, name: str) -> None:
-            data = hub.stored.get(name, hub.files[name])
+        def _send_bytes(self, commit: str, name: str) -> None:
+            data = hub.stored.get(name) or (hub.at(commit) or {})[name]
+            if hub.pushes:
+                hub.push(hub.pushes.pop(0))
             wanted = self.headers.get("Range") if hub.knows_ranges else None
             start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
             said = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if wanted else {}

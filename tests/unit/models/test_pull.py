@@ -20,13 +20,17 @@ from filelock import FileLock
 
 from pice.errors import ConfigError, InputError, OutputLost, PiceError, Unavailable
 from pice.models import hub as hub_module
+from pice.models.hub_blob import Offer
 from pice.models.pull import pull_model
+from pice.models.source import Source
 from tests.unit.models.hub_server import COMMIT, REPO, Hub, serving, sha256
 
 CHUNK = 1000
 MODEL = random.Random(1).randbytes(10 * CHUNK)
 FILES = {"small.Q4_K_M.gguf": MODEL, "small.Q8_0.gguf": b"eight", "README.md": b"# small"}
 SOURCE = f"hf:{REPO}:small.Q4_K_M.gguf"
+PARTS = [f"q4/big-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+NEWER_PARTS = {name: f"newer {name}".encode() for name in PARTS}
 TOKEN = "hf_very_secret"
 
 
@@ -183,11 +187,70 @@ def test_file_stored_by_xet_comes_by_http_without_hf_xet(
 
 
 def test_all_parts_of_a_split_file_are_pulled(hub: Hub, pull: Puller) -> None:
-    names = [f"q4/big-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
-    hub.files |= {name: name.encode() for name in names}
-    path = pull(f"hf:{REPO}:{names[1]}")
+    hub.files |= {name: name.encode() for name in PARTS}
+    path = pull(f"hf:{REPO}:{PARTS[1]}")
     assert path.name == "big-00001-of-00003.gguf"
-    assert sorted(each.name for each in path.parent.iterdir()) == [Path(name).name for name in names]
+    assert sorted(each.name for each in path.parent.iterdir()) == [Path(name).name for name in PARTS]
+
+
+def test_file_is_of_the_commit_that_was_checked_though_the_repo_changes_meanwhile(hub: Hub, pull: Puller) -> None:
+    hub.pushes = [{"small.Q4_K_M.gguf": b"newer"}]
+    path = pull()
+    assert path == pull.repo / "snapshots" / COMMIT / "small.Q4_K_M.gguf"
+    assert path.read_bytes() == MODEL
+    assert pull.blobs() == {sha256(MODEL): len(MODEL)}
+    assert pull().read_bytes() == b"newer"
+
+
+def test_parts_are_of_one_commit_though_the_repo_changes_meanwhile(hub: Hub, pull: Puller) -> None:
+    hub.files, hub.pushes = {name: name.encode() for name in PARTS}, [NEWER_PARTS]
+    path = pull(f"hf:{REPO}:{PARTS[0]}")
+    found = [path.with_name(Path(name).name).read_bytes() for name in PARTS]
+    assert found == [name.encode() for name in PARTS]
+
+
+def test_parts_beside_one_from_the_cache_are_of_its_commit(
+    hub: Hub, pull: Puller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.files = {name: name.encode() for name in PARTS}
+    path = pull(f"hf:{REPO}:{PARTS[0]}")
+    hub.push(NEWER_PARTS)
+    ask, failures = hub_module.ask, [Unavailable("gone for a moment")]
+
+    def ask_at_last(source: Source) -> Offer:
+        if failures:
+            raise failures.pop()
+        return ask(source)
+
+    monkeypatch.setattr(hub_module, "ask", ask_at_last)
+    assert pull(f"hf:{REPO}:{PARTS[0]}") == path
+    assert sorted(pull.blobs()) == sorted(sha256(name.encode()) for name in PARTS)
+
+
+@pytest.mark.parametrize("is_link", [True, False], ids=["a link", "a file"])
+def test_other_file_where_the_checked_one_belongs_is_removed_and_that_is_said(
+    hub: Hub, pull: Puller, is_link: bool
+) -> None:
+    path, other = pull(), pull.cache / "other"
+    path.unlink()
+    (other if is_link else path).write_bytes(MODEL[::-1])
+    if is_link:
+        path.symlink_to(other)
+    assert f"expected {path} to be what came, got another file: it is removed" in pull.refused(Unavailable)
+    assert not path.exists()
+    assert pull().read_bytes() == MODEL
+
+
+def test_copy_of_the_checked_file_is_as_good_where_there_are_no_links(hub: Hub, pull: Puller) -> None:
+    path = pull()
+    path.unlink()
+    path.write_bytes(MODEL)
+    assert pull() == path
+
+
+def test_hub_that_answers_of_another_commit_than_asked_is_not_trusted(hub: Hub, pull: Puller) -> None:
+    hub.head = {"X-Repo-Commit": "b" * 40}
+    assert "does not answer as a hub does" in pull.refused(Unavailable, f"{SOURCE}@{COMMIT}")
 
 
 def test_revision_is_asked_for(hub: Hub, pull: Puller) -> None:

@@ -16,7 +16,6 @@ from pice.models.parts import read_model
 from pice.models.summary import SpecialToken, Summary, Template, summarise
 from tests.unit.models.made import HEAD, write_gguf
 
-
 WAIT_S = 30.0
 
 
