@@ -13,8 +13,9 @@ from typing import Any
 
 import typer
 
-from bench.engine_prompts import Asked, as_prompt, prompts_for
+from bench.engine_prompts import as_prompt, prompts_for
 from bench.engine_run import MODELS, model_file
+from bench.engine_work import Asked
 from bench.report import PathOption, QuickOption, Report, Table, at_least, at_most, publish
 from pice.core import Sampling
 from pice.engine.llama.options import LlamaOptions
@@ -103,11 +104,8 @@ def make_report(names: Sequence[str], compared: Sequence[Compared], sampling: Sa
         at_least(f"{exact}: share of texts that are equal", share_equal(compared, exact), 1.0),
         at_most(f"{exact}: difference of log-probabilities", difference(compared, exact), SAME_LOGPROB),
     ]
-    load = {
-        "num_segments": NUM_SEGMENTS,
-        "sampling": asdict(sampling),
-        "options": {name: KINDS[name] for name in names},
-    }
+    options = {name: KINDS[name] for name in names}
+    load = {"num_segments": NUM_SEGMENTS, "sampling": asdict(sampling), "options": options}
     return Report("agreement", load, [asdict(each) for each in compared], aims, table(names, compared))
 
 
