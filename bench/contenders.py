@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,8 @@ from bench.lifeline import killed_with_parent
 from pice.loop import run_once
 
 LINE_BYTES = 16 << 20
+END_WAIT_S = 10.0
+"""What a contender may take to end by itself before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,15 @@ class Worker:
     async def __aexit__(self, *_: object) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        await self._process.wait()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(END_WAIT_S):
+                    await self._process.wait()
+        finally:
+            if self._process.returncode is None:
+                with suppress(ProcessLookupError):
+                    self._process.kill()
+                await self._process.wait()
 
     async def run(self, job: Job) -> Done:
         """Raises `Unfair` when it dies of it."""
@@ -101,13 +112,23 @@ class Worker:
 
 async def serve(contender: Contender, jobs: BinaryIO, answers: BinaryIO) -> None:
     """Runs jobs until there are no more."""
-    await contender.start()
+    await _start(contender)
     try:
         while line := await asyncio.to_thread(jobs.readline):
             answers.write(orjson.dumps(await contender.run(TypeAdapter(Job).validate_json(line))) + b"\n")
             answers.flush()
     finally:
         await contender.close()
+
+
+async def _start(contender: Contender) -> None:
+    """Where that fails or is given up, what had begun is closed as far as it can be."""
+    try:
+        await contender.start()
+    except BaseException:
+        with suppress(Exception):
+            await contender.close()
+        raise
 
 
 def main() -> None:

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from asyncio.subprocess import DEVNULL, STDOUT, Process
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from io import FileIO
+from typing import BinaryIO
 
 from pice.engine.base import EngineInfo, Piece
 from pice.engine.process_link import Link
@@ -22,14 +25,90 @@ END_WAIT_S = 3.0
 """What a process may take to end by itself before it is killed."""
 NUM_LAST_LINES, MAX_LINE_CHARS = 5, 500
 """Of what a process printed, for the error that says how it ended."""
+MAX_LOGGED_LINES = 50
+"""Of what a process prints in its life."""
+OUTPUT_WAIT_S = 1.0
+"""For how long the output of a process that has ended is read: a process that it started may hold it open."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
 class _Call:
+    """`tokens_left` is how many tokens may still come."""
+
     expected: type[Piece] | type[int]
+    tokens_left: int
     answers: "asyncio.Queue[Answer]" = field(default_factory=asyncio.Queue)
+
+    def count(self, piece: Piece) -> None:
+        """Takes the tokens of a piece off those left; one that is not the last stands for at least one.
+
+        Raises:
+            DecodeError: there are not so many left.
+        """
+        num_tokens = max(piece.num_tokens, len(piece.logprobs), piece.finish_reason is None)
+        if num_tokens > self.tokens_left:
+            raise DecodeError(f"said: expected at most {self.tokens_left} more tokens, got {num_tokens}")
+        self.tokens_left -= num_tokens
+
+
+class _Output:
+    """What a process prints: the first of it is logged, and the last is kept."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._last: deque[str] = deque(maxlen=NUM_LAST_LINES)
+        self._rest = b""
+        self._num_lines = 0
+        self._file: FileIO | None = None
+        self._over = asyncio.Event()
+
+    @property
+    def last(self) -> list[str]:
+        return list(filter(None, [*self._last, _printable(self._rest)]))
+
+    def open(self) -> BinaryIO:
+        """The file that a process is to print to. Its lines are taken as they come, until `close`."""
+        source, target = os.pipe()
+        os.set_blocking(source, False)
+        self._file = os.fdopen(source, "rb", buffering=0)
+        asyncio.get_running_loop().add_reader(source, self._read)
+        return os.fdopen(target, "wb")
+
+    async def ended(self) -> None:
+        """Waits, but not for long, until all is read that an ended process printed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(OUTPUT_WAIT_S):
+                await self._over.wait()
+
+    def close(self) -> None:
+        if self._file and not self._file.closed:
+            asyncio.get_running_loop().remove_reader(self._file.fileno())
+            self._file.close()
+            self._over.set()
+
+    def _read(self) -> None:
+        assert self._file is not None
+        if data := self._file.read(1 << 16):
+            self._take(data)
+        elif data is not None:
+            self.close()
+
+    def _take(self, data: bytes) -> None:
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[:MAX_LINE_CHARS]
+        del lines[MAX_LOGGED_LINES + 1 : -NUM_LAST_LINES]
+        for line in filter(None, map(_printable, lines)):
+            self._log(line)
+            self._last.append(line)
+
+    def _log(self, line: str) -> None:
+        self._num_lines += 1
+        if self._num_lines <= MAX_LOGGED_LINES:
+            _logger.warning("%s: the engine process says: %s", self._name, line)
+        elif self._num_lines == MAX_LOGGED_LINES + 1:
+            _logger.warning("%s: the engine process says more, which is left out here", self._name)
 
 
 class Life:
@@ -57,15 +136,17 @@ class Life:
         Cancelling ends the process, by force if need be.
         """
         end: PiceError = EngineUnavailable(f"{self._name}: closed")
+        output = _Output(self._name)
         try:
-            process = await _spawned(self._link, environment)
+            process = await _spawned(self._link, output, environment)
             self.pid = process.pid
-            lines = await self._served(process, load)
-            end = self._failure or self._end(process, lines)
+            await self._served(process, output, load)
+            end = self._failure or self._end(process, output.last)
         except OSError as problem:
             end = EngineUnavailable(f"{self._name}: no process can be started for it: {problem}")
         finally:
             self.pid = None
+            output.close()
             for call in self._calls.values():
                 call.answers.put_nowait(EngineUnavailable(str(end)))
         return end
@@ -78,7 +159,9 @@ class Life:
             InputError: this cannot be asked.
         """
         payload = packed(ask)
-        call = self._calls[ask.call_id] = _Call(int if ask.sampling is None else Piece)
+        call = self._calls[ask.call_id] = (
+            _Call(int, 0) if ask.sampling is None else _Call(Piece, ask.sampling.max_tokens)
+        )
         self._link.send(payload)
         try:
             yield call.answers
@@ -86,17 +169,16 @@ class Life:
             if self._calls.pop(ask.call_id, None):
                 self._link.send(packed(Cancel(ask.call_id)))
 
-    async def _served(self, process: Process, load: Load) -> list[str]:
-        assert process.stdout is not None
-        lines = asyncio.create_task(_last_lines(self._name, process.stdout))
+    async def _served(self, process: Process, output: _Output, load: Load) -> None:
         try:
             self._link.send(packed(load))
             await self._lost.wait()
         finally:
             self._link.close()
-            await _ended(process)
-            await asyncio.wait([lines])
-        return lines.result()
+            try:
+                await _ended(process)
+            finally:
+                await output.ended()
 
     def _end(self, process: Process, lines: list[str]) -> PiceError:
         problem = self._link.problem
@@ -126,6 +208,8 @@ class Life:
             return
         if not isinstance(answer, call.expected | PiceError):
             raise DecodeError(f"said: expected a {call.expected.__name__}, got a {type(answer).__name__}")
+        if isinstance(answer, Piece):
+            call.count(answer)
         call.answers.put_nowait(answer)
         if not isinstance(answer, Piece) or answer.finish_reason is not None:
             del self._calls[call_id]
@@ -140,46 +224,36 @@ def how_ended(returncode: int | None) -> str:
         return f"with exit code {returncode}"
 
 
-async def _spawned(link: Link, environment: Mapping[str, str]) -> Process:
+async def _spawned(link: Link, output: _Output, environment: Mapping[str, str]) -> Process:
     """A process at the other end of this link. It is in a session of its own, out of reach of a terminal's Ctrl-C."""
     ours, theirs = socket.socketpair()
     with theirs:
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *PROGRAM,
-            str(theirs.fileno()),
-            stdin=DEVNULL,
-            stdout=PIPE,
-            stderr=STDOUT,
-            pass_fds=(theirs.fileno(),),
-            env=environment,
-            start_new_session=True,
-        )
+        with output.open() as stdout:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                *PROGRAM,
+                str(theirs.fileno()),
+                stdin=DEVNULL,
+                stdout=stdout,
+                stderr=STDOUT,
+                pass_fds=(theirs.fileno(),),
+                env=environment,
+                start_new_session=True,
+            )
 
 
 async def _ended(process: Process) -> None:
-    """Waits for a process whose link is closed; kills it if it does not end by itself."""
+    """Waits for a process whose link is closed; kills it if it does not end by itself, or when cancelled."""
     try:
-        async with asyncio.timeout(END_WAIT_S):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_WAIT_S):
+                await process.wait()
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
-    except TimeoutError:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-async def _last_lines(name: str, output: asyncio.StreamReader) -> list[str]:
-    """Logs what a process prints, and returns the last of it when it has ended."""
-    lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
-    rest = b""
-    while chunk := await output.read(4096):
-        *whole, rest = (rest + chunk).split(b"\n")
-        rest = rest[:MAX_LINE_CHARS]
-        for line in filter(None, map(_printable, whole)):
-            _logger.warning("%s: the engine process says: %s", name, line)
-            lines.append(line)
-    return list(filter(None, [*lines, _printable(rest)]))
 
 
 def _printable(line: bytes) -> str:

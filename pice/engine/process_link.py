@@ -5,7 +5,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from pice.engine.process_wire import MAX_MESSAGE_BYTES, Message, Side, unpacked
+from pice.engine.process_wire import MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, Message, Side, unpacked
 from pice.errors import DecodeError
 
 _HEADER = struct.Struct("!I")
@@ -20,6 +20,7 @@ class Link(asyncio.Protocol):
 
     def __init__(self, side: Side, take: Callable[[Message], None], lost: Callable[[], None]) -> None:
         self._side: Side = side
+        self._max_bytes = MAX_ANSWER_BYTES if side == "parent" else MAX_MESSAGE_BYTES
         self._take, self._lost = take, lost
         self._incoming = bytearray()
         self._outgoing: list[bytes] = []
@@ -59,8 +60,8 @@ class Link(asyncio.Protocol):
         incoming, size = self._incoming, _HEADER.size
         while len(incoming) >= size:
             (num_bytes,) = _HEADER.unpack_from(incoming)
-            if num_bytes > MAX_MESSAGE_BYTES:
-                raise DecodeError(f"expected a frame of at most {MAX_MESSAGE_BYTES} bytes, got one of {num_bytes}")
+            if num_bytes > self._max_bytes:
+                raise DecodeError(f"expected a frame of at most {self._max_bytes} bytes, got one of {num_bytes}")
             if len(incoming) < size + num_bytes:
                 return
             payload = bytes(incoming[size : size + num_bytes])

@@ -4,6 +4,7 @@ A model file is not trusted, so neither is the process that reads it: nothing is
 field.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,7 +29,11 @@ from pice.message.codec import MAX_ITEMS, as_plain, pack, unpack
 from pice.message.fields import Mismatch, reader, shown, writer
 
 MAX_MESSAGE_BYTES = 64 << 20
-"""Longest that is sent or read: several times a prompt that fills the largest context."""
+"""Longest that is sent, and that the process reads: several times a prompt that fills the largest context."""
+MAX_ANSWER_BYTES = 1 << 20
+"""Longest that the parent reads: a few bytes may stand for an object of a hundred."""
+MAX_TEXT_CHARS = 1 << 16
+"""Of a text that the process sends in one message, so that four bytes for each of them are no more than that."""
 
 Answer = Piece | int | PiceError
 
@@ -119,7 +124,7 @@ def fault_of(error: PiceError) -> Fault:
     """An error as it is sent; one that no engine should raise becomes an `EngineError`."""
     known = {*_PLAIN_ERRORS, PromptTooLong.code, UnsupportedParameter.code}
     details = {name: value for name, value in vars(error).items() if name in Fault.__slots__}
-    message = str(error).encode(errors="replace").decode()
+    message = str(error)[:MAX_TEXT_CHARS].encode(errors="replace").decode()
     return Fault(error.code if error.code in known else EngineError.code, message, **details)
 
 
@@ -144,15 +149,27 @@ def error_of(fault: Fault) -> PiceError:
 
 
 def said(call_id: int, piece: Piece) -> Iterator[Said]:
-    """A piece as messages: several where it holds the log-probabilities of very many tokens."""
-    while len(piece.logprobs) > MAX_ITEMS:
-        yield Said(call_id, Piece("", num_tokens=MAX_ITEMS, logprobs=piece.logprobs[:MAX_ITEMS]))
-        piece = replace(piece, num_tokens=piece.num_tokens - MAX_ITEMS, logprobs=piece.logprobs[MAX_ITEMS:])
+    """A piece as messages: several, of about equal parts, where it holds very many tokens or very much text."""
+    num_parts = max(math.ceil(len(piece.logprobs) / MAX_ITEMS), math.ceil(len(piece.text) / MAX_TEXT_CHARS))
+    for num_left in range(num_parts, 1, -1):
+        tokens, chars = math.ceil(piece.num_tokens / num_left), math.ceil(len(piece.text) / num_left)
+        yield Said(call_id, Piece(piece.text[:chars], tokens, piece.logprobs[:tokens]))
+        text, logprobs = piece.text[chars:], piece.logprobs[tokens:]
+        piece = replace(piece, text=text, num_tokens=piece.num_tokens - tokens, logprobs=logprobs)
     yield Said(call_id, piece)
 
 
 def _write_load(message: Load) -> dict[str, object]:
     return {**as_plain(message.options), "path": os.fsencode(message.options.path)}
+
+
+def _write_ask(message: Ask) -> dict[str, object]:
+    """Refuses arrays that the process would not read."""
+    arrays = {"messages": message.prompt.messages, "stop": message.sampling.stop if message.sampling else ()}
+    for name, items in arrays.items():
+        if len(items) > MAX_ITEMS:
+            raise InputError(f"{name}: expected at most {MAX_ITEMS}, got {len(items)}")
+    return _write_checked_ask(message)
 
 
 def _read_load(body: Any) -> Load:
@@ -161,6 +178,7 @@ def _read_load(body: Any) -> Load:
 
 
 _read_curve = reader(Curve)
+_write_checked_ask = writer(Ask)
 _TAGS: Mapping[type[Message], str] = {
     Load: "load",
     Ask: "ask",
@@ -170,7 +188,9 @@ _TAGS: Mapping[type[Message], str] = {
     Said: "said",
 }
 _WRITE: Mapping[type[Message], Callable[[Any], dict[str, object]]] = {
-    cls: _write_load if cls is Load else writer(cls) for cls in _TAGS
+    **{cls: writer(cls) for cls in _TAGS if cls not in (Load, Ask)},
+    Load: _write_load,
+    Ask: _write_ask,
 }
 _READ: Mapping[Side, Mapping[str, Callable[[object], Any]]] = {
     "process": {"load": _read_load, "ask": reader(Ask), "cancel": reader(Cancel)},
@@ -182,7 +202,8 @@ def packed(message: Message) -> bytes:
     """A message as it is sent.
 
     Raises:
-        InputError: it is too long, or holds half a surrogate pair or a number without end.
+        InputError: it is too long, has too many messages or stop strings, or holds half a surrogate pair or a number
+            without end.
     """
     cls = type(message)
     try:

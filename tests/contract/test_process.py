@@ -22,6 +22,7 @@ from pice.engine.llama.options import LlamaOptions
 from pice.engine.llama_cpp import LlamaCppEngine
 from pice.engine.process import ProcessEngine, environment, next_pause_s
 from pice.errors import ConfigError, EngineError, EngineUnavailable, InputError, ModelLoadError
+from pice.message.codec import MAX_ITEMS
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 pytest.importorskip("gguf", reason="the PyPI package gguf, which writes the models, is not installed")
@@ -268,7 +269,7 @@ async def test_process_killed_while_loading_is_a_model_load_error(model: Path) -
 
 @pytest.mark.parametrize(
     ("settings", "error"),
-    [({"chat_template": "none"}, ConfigError), ({"kv_type": "q4_0", "flash_attn": "off"}, ModelLoadError)],
+    [({"chat_template": "none"}, ConfigError), ({"kv_type": "q4_0"}, ModelLoadError)],
     ids=["no such template", "no such context"],
 )
 async def test_what_cannot_be_loaded_is_refused_as_in_this_process(
@@ -335,6 +336,11 @@ take(); send(ready); ask = take()
         "send(packed(Said(ask.call_id, num_tokens=3)))",
         "send(packed(Said(ask.call_id, fault=Fault('queue_full', ''))))",
         "send(packed(Cancel(ask.call_id)))",
+        "sock.sendall(struct.pack('!I', 2**20 + 1))",
+        "send(packed(Said(ask.call_id, Piece('a', 9))))",
+        "send(packed(Said(ask.call_id, Piece('a', 4)))); send(packed(Said(ask.call_id, Piece('a', 5, (), 'stop'))))",
+        "send(packed(Said(ask.call_id, Piece('a', -9, (-0.1,) * 9, 'length'))))",
+        "[send(packed(Said(ask.call_id, Piece('a')))) for _ in range(9)]",
     ],
 )
 async def test_process_that_talks_nonsense_is_ended_and_replaced(
@@ -385,6 +391,51 @@ async def test_process_that_does_not_end_by_itself_is_killed(model: Path, monkey
     async with started(engine):
         pid = pid_of(engine)
     assert_gone(pid)
+
+
+async def test_engine_cancelled_a_second_time_while_it_closes_leaves_no_process(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs(monkeypatch, f"{HELLO.replace('ask = take()', '')}time.sleep(1000)")
+    monkeypatch.setattr(process_life, "END_WAIT_S", 10 * DEADLINE_S)
+    engine = engine_on(model)
+    async with asyncio.timeout(DEADLINE_S):
+        await engine.start()
+        pid = pid_of(engine)
+        (keeper,) = [task for task in asyncio.all_tasks() if task.get_name() == "llama.cpp tiny"]
+        for _ in range(2):
+            keeper.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait([keeper])
+    assert_gone(pid)
+
+
+OUTLIVED = f"""{HELLO}
+import os, subprocess
+beside = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
+print("beside it runs", beside.pid, flush=True)
+os._exit(4)
+"""
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS, ids=LOOP_IDS)
+def test_process_whose_output_another_one_holds_open_is_replaced(
+    model: Path, monkeypatch: pytest.MonkeyPatch, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def main() -> None:
+        runs(monkeypatch, OUTLIVED)
+        engine = engine_on(model)
+        async with started(engine):
+            monkeypatch.undo()
+            with pytest.raises(EngineUnavailable, match=r"ended with exit code 4: beside it runs \d+$") as ended:
+                await generate(engine)
+            try:
+                assert whole(await generate(engine))
+            finally:
+                os.kill(int(str(ended.value).split()[-1]), signal.SIGKILL)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -518,6 +569,19 @@ async def test_prompt_that_cannot_be_sent_is_refused_and_others_are_not(
     assert whole(await generate(engine))
 
 
+async def test_prompt_of_too_many_messages_is_refused_and_its_neighbour_runs_on(engine: ProcessEngine) -> None:
+    pid, neighbour = pid_of(engine), await begin(engine)
+    too_many = Prompt((Message("system", "a"), *(Message("user", "a"),) * MAX_ITEMS))
+    with pytest.raises(InputError, match="messages: expected at most 4096, got 4097"):
+        await generate(engine, prompt=too_many)
+    with pytest.raises(InputError, match="messages: expected at most 4096, got 4097"):
+        await engine.count_tokens(too_many)
+    async with asyncio.timeout(DEADLINE_S):
+        await anext(neighbour)
+    await neighbour.aclose()
+    assert engine.pid == pid
+
+
 async def test_process_that_cannot_be_started_is_unavailable(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(model))
     with pytest.raises(EngineUnavailable, match="no process can be started"):
@@ -533,6 +597,17 @@ async def test_what_a_process_prints_is_logged_without_what_a_terminal_acts_on(
         async with started(engine_on(model)):
             pass
     assert any(record.getMessage().endswith("says: one  [2J") for record in caplog.records)
+
+
+async def test_process_that_prints_without_end_fills_no_log(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs(monkeypatch, "for number in range(20000): print('line', number)")
+    with pytest.raises(ModelLoadError, match=r"exit code 0: line 19995; .*; line 19998; line 19999$"):
+        async with started(engine_on(model)):
+            pass
+    logged = [record.getMessage().partition(" says")[2] for record in caplog.records]
+    assert logged == [*(f": line {number}" for number in range(50)), " more, which is left out here"]
 
 
 def test_process_has_its_parents_variables_and_modules() -> None:

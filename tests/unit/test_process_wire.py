@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from pice.engine.base import EngineInfo, Piece
 from pice.engine.llama.options import LlamaOptions
 from pice.engine.process_link import Link
 from pice.engine.process_wire import (
+    MAX_ANSWER_BYTES,
     MAX_MESSAGE_BYTES,
+    MAX_TEXT_CHARS,
     Ask,
     Cancel,
     Failed,
@@ -160,8 +163,33 @@ def test_piece_of_very_many_tokens_is_sent_in_parts_that_add_up() -> None:
     assert len(parts) == 3
     assert [part.finish_reason for part in parts] == [None, None, "length"]
     assert sum(part.num_tokens for part in parts) == num_tokens
+    assert all(part.num_tokens == len(part.logprobs) for part in parts)
     assert sum((part.logprobs for part in parts), ()) == piece.logprobs
     assert "".join(part.text for part in parts) == piece.text
+
+
+def test_longest_texts_are_sent_in_parts_that_the_parent_reads() -> None:
+    text = "\U0001f600" * (3 * MAX_TEXT_CHARS + 1)
+    piece = replace(LAST, text=text, num_tokens=4 * MAX_ITEMS, logprobs=(-0.1,) * 4 * MAX_ITEMS)
+    parts = list(said(1, piece))
+    assert "".join(part.piece.text for part in parts if part.piece) == text
+    messages: list[WireMessage] = [*parts, Failed(fault_of(ModelLoadError(text)))]
+    assert all(len(packed(message)) <= MAX_ANSWER_BYTES for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [
+        ("messages", lambda num: Ask(1, Prompt((Message("user", "a"),) * num), SAMPLING)),
+        ("messages", lambda num: Ask(1, Prompt((Message("user", "a"),) * num))),
+        ("stop", lambda num: Ask(1, PROMPT, replace(SAMPLING, stop=("a",) * num))),
+    ],
+    ids=["messages", "messages to count", "stop strings"],
+)
+def test_longest_array_is_read_and_a_longer_one_is_not_sent(name: str, ask: Callable[[int], Ask]) -> None:
+    assert unpacked(packed(ask(MAX_ITEMS)), "process") == ask(MAX_ITEMS)
+    with pytest.raises(InputError, match=f"^{name}: expected at most {MAX_ITEMS}, got {MAX_ITEMS + 1}$"):
+        packed(ask(MAX_ITEMS + 1))
 
 
 @pytest.mark.parametrize(
@@ -194,9 +222,9 @@ class _Wire(asyncio.Transport):
         return self.closed
 
 
-def linked() -> tuple[Link, _Wire, list[WireMessage]]:
+def linked(side: Side = "parent") -> tuple[Link, _Wire, list[WireMessage]]:
     taken: list[WireMessage] = []
-    link, wire = Link("parent", taken.append, lambda: None), _Wire()
+    link, wire = Link(side, taken.append, lambda: None), _Wire()
     link.connection_made(wire)
     return link, wire, taken
 
@@ -221,9 +249,13 @@ async def test_what_is_sent_when_the_other_end_is_gone_is_dropped() -> None:
     assert wire.written == []
 
 
-def test_length_that_no_message_has_ends_the_connection_before_it_is_waited_for() -> None:
-    link, wire, taken = linked()
-    link.data_received(struct.pack("!I", MAX_MESSAGE_BYTES + 1))
+@pytest.mark.parametrize(("side", "most"), [("parent", MAX_ANSWER_BYTES), ("process", MAX_MESSAGE_BYTES)])
+def test_length_that_no_message_has_ends_the_connection_before_it_is_waited_for(side: Side, most: int) -> None:
+    link, wire, taken = linked(side)
+    link.data_received(struct.pack("!I", most))
+    assert not wire.closed
+    link, wire, taken = linked(side)
+    link.data_received(struct.pack("!I", most + 1))
     assert wire.closed
     assert "at most" in link.problem
     assert not taken
