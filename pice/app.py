@@ -15,7 +15,8 @@ from pice.answer.steps import EnsemblePolicy
 from pice.config import load_settings
 from pice.core import CLOUD_SITE, NUM_SEEDS, Curve
 from pice.engine.base import Engine
-from pice.engine.llama.options import ROUGH_CURVE, LlamaOptions, num_cores
+from pice.engine.llama.options import ROUGH_CURVE, num_cores
+from pice.engine.llama.options import LlamaOptions as LlamaOptions
 from pice.errors import InputError
 from pice.node.client import Client
 from pice.node.cloud import CloudNode, CloudPolicy
@@ -264,8 +265,8 @@ def _llama_options(
     )
 
 
-def bench_model(workload: Workload, on_run: Callable[[TimedRun], None], **options: Any) -> "Measured":
-    """What a GGUF file is timed at, with `LlamaOptions` as given; `on_run` is called after each run.
+def bench_model(options: LlamaOptions, workload: Workload, on_run: Callable[[TimedRun], None]) -> "Measured":
+    """What a GGUF file is timed at; `on_run` is called after each run.
 
     Raises:
         ModelLoadError, ConfigError, InputError: the file, an option or the workload is wrong.
@@ -273,7 +274,7 @@ def bench_model(workload: Workload, on_run: Callable[[TimedRun], None], **option
     """
     from pice.engine.llama.measure_process import measure_apart
 
-    return measure_apart(LlamaOptions(**options), workload, on_run)
+    return measure_apart(options, workload, on_run)
 
 
 def _plan_policy(settings: Settings) -> PlanPolicy:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pice.app import bench_model
+from pice.app import LlamaOptions, bench_model
 from pice.cli.session import INTERRUPTED
 from pice.cli.streams import note
 from pice.core import Curve
@@ -71,19 +71,18 @@ def bench(
     if as_json and as_toml:
         raise InputError("expected --json or --toml, got both")
     workload = Workload(prompt_tokens, tokens, batch_sizes(batch), repeat)
+    options = LlamaOptions(
+        path=file,
+        n_threads=threads,
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_ubatch=n_ubatch,
+        kv_type=kv_type,
+        flash_attn=flash_attn,
+        n_gpu_layers=n_gpu_layers,
+    )
     try:
-        measured = bench_model(
-            workload,
-            partial(_tell, workload) if sys.stderr.isatty() else lambda _: None,
-            path=file,
-            n_threads=threads,
-            n_ctx=n_ctx,
-            n_batch=n_batch,
-            n_ubatch=n_ubatch,
-            kv_type=kv_type,
-            flash_attn=flash_attn,
-            n_gpu_layers=n_gpu_layers,
-        )
+        measured = bench_model(options, workload, partial(_tell, workload) if sys.stderr.isatty() else lambda _: None)
     except KeyboardInterrupt:
         note("interrupted")
         raise typer.Exit(INTERRUPTED) from None

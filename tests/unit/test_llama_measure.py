@@ -163,11 +163,24 @@ def says(monkeypatch: pytest.MonkeyPatch, said: list[Said | str], then: str = ""
     monkeypatch.setattr(measure_process, "PROGRAM", ("-c", script))
 
 
+def watched_process(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """Those that are begun from now on."""
+    began, begun = list[subprocess.Popen[bytes]](), measure_process._begun
+
+    def watched(*args: Any) -> subprocess.Popen[bytes]:
+        began.append(begun(*args))
+        return began[-1]
+
+    monkeypatch.setattr(measure_process, "_begun", watched)
+    return began
+
+
 def apart(on_run: Callable[[Run], None] = lambda _: None) -> Measured:
     return measure_apart(OPTIONS, WORKLOAD, on_run)
 
 
 RUNS = [Run(size, 0.5, 1.0, 1.0, 2.0) for size in (1, 4, 4, 1)]
+FOREVER = "import time; time.sleep(30)"
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -218,7 +231,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("said", NONSENSE.values(), ids=NONSENSE.keys())
 def test_process_that_talks_nonsense_is_an_error(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    says(monkeypatch, [said], "import time; time.sleep(30)")
+    says(monkeypatch, [said], FOREVER)
     with pytest.raises(DecodeError):
         apart()
 
@@ -229,6 +242,58 @@ def test_runs_that_are_missing_are_an_error(monkeypatch: pytest.MonkeyPatch, loa
         apart()
 
 
+GOOD = RUNS[0]
+UNASKED = {
+    "a size not asked for": (
+        [replace(GOOD, batch=7)],
+        r"expected 2 runs of each batch size of \[4, 1\] .*, got one more of 7",
+    ),
+    "too many of a size": ([GOOD] * 3, "expected 2 runs of each .*, got one more of 1"),
+    "all of one size": ([GOOD] * 4, "got one more of 1"),
+    "a time of 0": ([replace(GOOD, decode_s=0.0)], "expected times from 1e-09 to 1000000000.0 s .*decode_s=0.0"),
+    "a time below 0": ([replace(GOOD, half_s=-1.0)], "expected times .*half_s=-1.0"),
+    "a time whose rate is none": ([replace(GOOD, first_s=5e-324)], "expected times .*first_s=5e-324"),
+    "a time without end": ([replace(GOOD, prefill_s=1e308)], "expected times .*prefill_s=1e\\+308"),
+}
+
+
+@pytest.mark.parametrize("name", UNASKED)
+def test_runs_that_were_not_asked_for_or_cannot_be_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, loaded: Loaded, name: str
+) -> None:
+    runs, expected = UNASKED[name]
+    says(monkeypatch, [loaded, *runs, Done(5)])
+    told = list[Run]()
+    with pytest.raises(DecodeError, match=expected) as refused:
+        apart(told.append)
+    assert str(refused.value).isprintable()
+    assert told == [GOOD] * min(len(runs) - 1, 2)
+
+
+def test_what_is_said_out_of_turn_is_an_error(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> None:
+    for first in (GOOD, loaded):
+        says(monkeypatch, [first, loaded], FOREVER)
+        with pytest.raises(DecodeError, match="expected 2 runs of each size, got 0 in all"):
+            apart()
+
+
+def test_long_nonsense_is_told_in_a_few_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, ['["' + r"x\u001b" * 5_000 + '", {}]'])
+    with pytest.raises(DecodeError) as refused:
+        apart()
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 400
+
+
+def test_process_that_goes_on_after_its_output_is_killed(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> None:
+    monkeypatch.setattr(measure_process, "END_WAIT_S", 0.05)
+    began = watched_process(monkeypatch)
+    says(monkeypatch, [loaded, GOOD], f"os.close(1); {FOREVER}")
+    with pytest.raises(DecodeError, match=r"to end with its output, but it went on for 0.05 s: it is killed"):
+        apart()
+    assert began[0].returncode == -signal.SIGKILL
+
+
 def test_what_a_library_prints_is_not_taken_for_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "from pice.engine.llama import measure as m\nm.measure = lambda *_: print('hello')\nm.main()"
     monkeypatch.setattr(measure_process, "PROGRAM", ("-c", script))
@@ -237,17 +302,11 @@ def test_what_a_library_prints_is_not_taken_for_a_message(monkeypatch: pytest.Mo
 
 
 def test_process_is_gone_when_its_caller_is_interrupted(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> None:
-    began, begun = list[subprocess.Popen[bytes]](), measure_process._begun
-
-    def watched(*args: Any) -> subprocess.Popen[bytes]:
-        began.append(begun(*args))
-        return began[0]
-
     def interrupt(_: Run) -> None:
         raise KeyboardInterrupt
 
-    says(monkeypatch, [loaded, *RUNS], "import time; time.sleep(30)")
-    monkeypatch.setattr(measure_process, "_begun", watched)
+    says(monkeypatch, [loaded, *RUNS], FOREVER)
+    began = watched_process(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         apart(interrupt)
     assert began[0].returncode == -signal.SIGKILL

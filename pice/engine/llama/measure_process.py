@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
@@ -34,6 +34,10 @@ TIMED_OPTIONS = (
 )
 MAX_LINE_BYTES = 65_536
 MAX_LAST_WORDS = 300
+END_WAIT_S = 10.0
+"""What a process may take to end when it has closed its output."""
+LEAST_S, MOST_S = 1e-9, 1e9
+"""A clock's tick, and what nobody waits for: rates of times between them are finite."""
 
 _READ = {cls.__name__: reader(cls) for cls in (Loaded, Run, Done, Fault)}
 
@@ -101,7 +105,7 @@ def measure_apart(options: LlamaOptions, workload: Workload, on_run: Callable[[R
             measured = _collected(options, workload, _said(process.stdout), on_run)
             if isinstance(measured, Measured):
                 return measured
-            process.wait()
+            _wait(process)
             raise _ended(options, process.returncode, errors, was_loaded=measured is not None)
         finally:
             process.kill()
@@ -113,14 +117,16 @@ def _collected(
     """Everything, or where that ends too soon how far it came.
 
     Raises:
+        DecodeError: the process says what was not asked for, or what cannot be.
         PiceError: the process says so.
     """
     loaded, runs = None, list[Run]()
     for each in said:
         match each:
-            case Loaded():
+            case Loaded() if not loaded:
                 loaded = each
-            case Run():
+            case Run() if loaded:
+                _check_run(each, runs, workload)
                 runs.append(each)
                 on_run(each)
             case Done() if loaded and len(runs) == workload.num_runs * len(set(workload.sizes)):
@@ -130,6 +136,27 @@ def _collected(
             case _:
                 raise DecodeError(f"expected {workload.num_runs} runs of each size, got {len(runs)} in all")
     return loaded
+
+
+def _check_run(run: Run, runs: Sequence[Run], workload: Workload) -> None:
+    times = (run.half_s, run.first_s, run.prefill_s, run.decode_s)
+    if run.batch not in workload.sizes or [each.batch for each in runs].count(run.batch) == workload.num_runs:
+        raise DecodeError(
+            f"expected {workload.num_runs} runs of each batch size of {list(workload.sizes)} from the measuring "
+            f"process, got one more of {run.batch}"
+        )
+    if not all(LEAST_S <= each <= MOST_S for each in times):
+        raise DecodeError(f"expected times from {LEAST_S} to {MOST_S} s from the measuring process, got {run}")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    """Raises `DecodeError` if the process, which will say no more, goes on."""
+    try:
+        process.wait(END_WAIT_S)
+    except subprocess.TimeoutExpired as error:
+        raise DecodeError(
+            f"expected the measuring process to end with its output, but it went on for {END_WAIT_S:g} s: it is killed"
+        ) from error
 
 
 def _begun(options: LlamaOptions, workload: Workload, errors: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -172,7 +199,7 @@ def _read(line: bytes) -> Said:
         name, body = orjson.loads(line)
         said: Said = _READ[name](body)
     except (ValueError, TypeError, KeyError, Mismatch) as error:
-        raise DecodeError(f"the measuring process said what makes no sense: {error}") from error
+        raise DecodeError(f"the measuring process said what makes no sense: {_plain(str(error))}") from error
     return said
 
 
@@ -188,5 +215,8 @@ def _last_words(errors: IO[bytes]) -> str:
     """The end of what a process printed, as text that a terminal does not act on: its words may be a model file's."""
     size = errors.seek(0, os.SEEK_END)
     errors.seek(max(0, size - MAX_LAST_WORDS))
-    text = "; ".join(filter(None, map(str.strip, errors.read().decode(errors="replace").splitlines())))
-    return "".join(char if char.isprintable() else " " for char in text)
+    return _plain("; ".join(filter(None, map(str.strip, errors.read().decode(errors="replace").splitlines()))))
+
+
+def _plain(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text[:MAX_LAST_WORDS])
