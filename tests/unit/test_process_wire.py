@@ -169,7 +169,7 @@ def test_piece_of_very_many_tokens_is_sent_in_parts_that_add_up() -> None:
 
 
 def test_longest_texts_are_sent_in_parts_that_the_parent_reads() -> None:
-    text = "\U0001f600" * (3 * MAX_TEXT_CHARS + 1)
+    text = "\U0001f600" * (5 * MAX_TEXT_CHARS + 1)
     piece = replace(LAST, text=text, num_tokens=4 * MAX_ITEMS, logprobs=(-0.1,) * 4 * MAX_ITEMS)
     parts = list(said(1, piece))
     assert "".join(part.piece.text for part in parts if part.piece) == text
