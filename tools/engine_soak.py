@@ -253,16 +253,18 @@ class Soak:
         half_s = (self._end_s - begin_s) / 2
         for at_s in sorted(self._rng.uniform(0.02, 1) * half_s for _ in range(num_kills)):
             await asyncio.sleep(max(0.0, begin_s + at_s - loop.time()))
-            self.tally.kills += await self._kill_once()
+            while not await self._kill_once():
+                pass
+            self.tally.kills += 1
 
     async def _kill_once(self) -> bool:
-        """Waits for a process that serves, and ends it."""
-        async for _ in self._engine.generate(self._known[0].prompt, Sampling(1)):
-            pass
-        with suppress(ProcessLookupError):
-            assert self._engine.pid is not None
-            os.kill(self._engine.pid, signal.SIGKILL)
-            return True
+        """Ends the process that serves; False if it was just ending by itself."""
+        with suppress(EngineUnavailable, ProcessLookupError):
+            async for _ in self._engine.generate(self._known[0].prompt, Sampling(1)):
+                pass
+            if self._engine.pid is not None:
+                os.kill(self._engine.pid, signal.SIGKILL)
+                return True
         return False
 
     async def _sample(self) -> None:
