@@ -205,7 +205,8 @@ class Soak:
     async def _ask(self, known: Known) -> None:
         rng, tally = self._rng, self.tally
         num_tokens = rng.randint(1, MAX_TOKENS)
-        expected, stop = "".join(known.texts[:num_tokens]), ()
+        expected = "".join(known.texts[:num_tokens])
+        stop: tuple[str, ...] = ()
         if rng.random() < 0.3:
             begin = rng.randrange(len(expected))
             stop = (expected[begin : begin + rng.randint(1, 12)],)
@@ -294,11 +295,10 @@ def growth_bytes(values: Sequence[int]) -> float:
 async def control(seconds: float) -> Lateness:
     """How late timers are in a loop that does nothing else."""
     lateness = Lateness()
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await lateness.watch()
-    except TimeoutError:
-        return lateness
+    return lateness
 
 
 async def soak(minutes: float, num_kills: int, seed: int) -> dict[str, object]:
