@@ -2,20 +2,17 @@
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, STDOUT, Process
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from io import FileIO
-from typing import BinaryIO
 
 from pice.engine.base import EngineInfo, Piece
 from pice.engine.process_link import Link
+from pice.engine.process_output import Output
 from pice.engine.process_wire import Answer, Ask, Cancel, Failed, Load, Message, Ready, Said, error_of, packed
 from pice.errors import DecodeError, EngineUnavailable, ModelLoadError, PiceError
 
@@ -23,12 +20,6 @@ PROGRAM = ("-P", "-m", "pice.engine.process_child")
 """What Python is told to run; by `-P` no file of the current folder is taken for a module."""
 END_WAIT_S = 3.0
 """What a process may take to end by itself before it is killed."""
-NUM_LAST_LINES, MAX_LINE_CHARS = 5, 500
-"""Of what a process printed, for the error that says how it ended."""
-MAX_LOGGED_LINES = 50
-"""Of what a process prints in its life."""
-OUTPUT_WAIT_S = 1.0
-"""For how long the output of a process that has ended is read: a process that it started may hold it open."""
 
 _logger = logging.getLogger(__name__)
 
@@ -51,64 +42,6 @@ class _Call:
         if num_tokens > self.tokens_left:
             raise DecodeError(f"said: expected at most {self.tokens_left} more tokens, got {num_tokens}")
         self.tokens_left -= num_tokens
-
-
-class _Output:
-    """What a process prints: the first of it is logged, and the last is kept."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._last: deque[str] = deque(maxlen=NUM_LAST_LINES)
-        self._rest = b""
-        self._num_lines = 0
-        self._file: FileIO | None = None
-        self._over = asyncio.Event()
-
-    @property
-    def last(self) -> list[str]:
-        return list(filter(None, [*self._last, _printable(self._rest)]))
-
-    def open(self) -> BinaryIO:
-        """The file that a process is to print to. Its lines are taken as they come, until `close`."""
-        source, target = os.pipe()
-        os.set_blocking(source, False)
-        self._file = os.fdopen(source, "rb", buffering=0)
-        asyncio.get_running_loop().add_reader(source, self._read)
-        return os.fdopen(target, "wb")
-
-    async def ended(self) -> None:
-        """Waits, but not for long, until all is read that an ended process printed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(OUTPUT_WAIT_S):
-                await self._over.wait()
-
-    def close(self) -> None:
-        if self._file and not self._file.closed:
-            asyncio.get_running_loop().remove_reader(self._file.fileno())
-            self._file.close()
-            self._over.set()
-
-    def _read(self) -> None:
-        assert self._file is not None
-        if data := self._file.read(1 << 16):
-            self._take(data)
-        elif data is not None:
-            self.close()
-
-    def _take(self, data: bytes) -> None:
-        *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[:MAX_LINE_CHARS]
-        del lines[MAX_LOGGED_LINES + 1 : -NUM_LAST_LINES]
-        for line in filter(None, map(_printable, lines)):
-            self._log(line)
-            self._last.append(line)
-
-    def _log(self, line: str) -> None:
-        self._num_lines += 1
-        if self._num_lines <= MAX_LOGGED_LINES:
-            _logger.warning("%s: the engine process says: %s", self._name, line)
-        elif self._num_lines == MAX_LOGGED_LINES + 1:
-            _logger.warning("%s: the engine process says more, which is left out here", self._name)
 
 
 class Life:
@@ -136,7 +69,7 @@ class Life:
         Cancelling ends the process, by force if need be.
         """
         end: PiceError = EngineUnavailable(f"{self._name}: closed")
-        output = _Output(self._name)
+        output = Output(self._name)
         try:
             process = await _spawned(self._link, output, environment)
             self.pid = process.pid
@@ -169,7 +102,7 @@ class Life:
             if self._calls.pop(ask.call_id, None):
                 self._link.send(packed(Cancel(ask.call_id)))
 
-    async def _served(self, process: Process, output: _Output, load: Load) -> None:
+    async def _served(self, process: Process, output: Output, load: Load) -> None:
         try:
             self._link.send(packed(load))
             await self._lost.wait()
@@ -224,7 +157,7 @@ def how_ended(returncode: int | None) -> str:
         return f"with exit code {returncode}"
 
 
-async def _spawned(link: Link, output: _Output, environment: Mapping[str, str]) -> Process:
+async def _spawned(link: Link, output: Output, environment: Mapping[str, str]) -> Process:
     """A process at the other end of this link. It is in a session of its own, out of reach of a terminal's Ctrl-C."""
     ours, theirs = socket.socketpair()
     with theirs:
@@ -254,9 +187,3 @@ async def _ended(process: Process) -> None:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-
-
-def _printable(line: bytes) -> str:
-    """A line as text that a terminal does not act on: its words may be a model file's."""
-    text = line[:MAX_LINE_CHARS].decode(errors="replace")
-    return "".join(char if char.isprintable() else " " for char in text).strip()
