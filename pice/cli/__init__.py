@@ -51,6 +51,7 @@ def main() -> None:
     """Entry point. Every error this package raises on purpose becomes one `error:` line and an exit code."""
     mend_streams()
     logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s")  # commands tell failures themselves
+    logging.getLogger("pice.engine.process").setLevel(logging.WARNING)  # but not that an engine died and was replaced
     try:
         app()
     except PiceError as error:

@@ -16,7 +16,7 @@ from pice.errors import InputError
 from pice.models.printable import json_text, shown_path
 from pice.plan.curve import STEADY, Run, Timing, Workload
 
-MOST_TOKENS = 1 << 22
+MOST_TOKENS, MOST_BATCH = 1 << 22, 1 << 16
 COMMENT = "# in the table [engines.NAME] of this model"
 HEAD = "|    PP |     TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG s | S_TG t/s |      T s |    S t/s |"
 RULE = "|-------|--------|------|--------|----------|----------|----------|----------|----------|----------|"
@@ -44,10 +44,10 @@ def bench(
         ),
     ] = None,
     n_batch: Annotated[
-        int, typer.Option("--n-batch", "-b", min=32, max=MOST_TOKENS, metavar="N", help="Tokens in one step at most.")
+        int, typer.Option("--n-batch", "-b", min=32, max=MOST_BATCH, metavar="N", help="Tokens in one step at most.")
     ] = 512,
     n_ubatch: Annotated[
-        int, typer.Option("--n-ubatch", "-ub", min=32, max=MOST_TOKENS, metavar="N", help="Tokens in one go of a step.")
+        int, typer.Option("--n-ubatch", "-ub", min=32, max=MOST_BATCH, metavar="N", help="Tokens in one go of a step.")
     ] = 512,
     kv_type: Annotated[
         Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"], typer.Option(help="Of the memory's cells.")

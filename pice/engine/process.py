@@ -44,6 +44,7 @@ class ProcessEngine:
         self._life: Life | None = None
         self._news = asyncio.Event()
         self._ids = itertools.count()
+        self._cannot_start = False
 
     @property
     def info(self) -> EngineInfo:
@@ -105,9 +106,9 @@ class ProcessEngine:
         await asyncio.wait([self._keeper])
 
     async def _serving(self) -> Life:
-        """The process that serves. Waits while it is being started again, but not for ever."""
+        """The process that serves. Waits while it is being started again, but not for ever, and not if that failed."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(RESTART_WAIT_S):
+            async with asyncio.timeout(0 if self._cannot_start else RESTART_WAIT_S):
                 if self._keeper and not self._keeper.done() and not (self._life and self._life.serves):
                     await self._news.wait()
         if self._life is None or not self._life.serves:
@@ -124,7 +125,8 @@ class ProcessEngine:
                 return error
             self._problem = EngineUnavailable(f"{error}; it is being started again")
             _logger.warning("%s", self._problem)
-            if life.info is None:
+            self._cannot_start = life.info is None
+            if self._cannot_start:
                 self._wake()
             pause_s = next_pause_s(pause_s, life.has_finished)
             await asyncio.sleep(pause_s)
@@ -132,6 +134,7 @@ class ProcessEngine:
     def _on_ready(self) -> None:
         assert self._life is not None
         self._info = self._life.info
+        self._cannot_start = False
         self._wake()
 
     def _on_end(self, keeper: "asyncio.Task[PiceError]") -> None:

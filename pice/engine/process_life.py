@@ -5,9 +5,10 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from asyncio.subprocess import DEVNULL, STDOUT, Process
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from pice.engine.base import EngineInfo, Piece
@@ -18,10 +19,13 @@ from pice.errors import DecodeError, EngineUnavailable, ModelLoadError, PiceErro
 
 PROGRAM = ("-P", "-m", "pice.engine.process_child")
 """What Python is told to run; by `-P` no file of the current folder is taken for a module."""
+SPAWN_WAIT_S = 0.01
+"""Between looks whether another thread has started its process."""
 END_WAIT_S = 3.0
 """What a process may take to end by itself before it is killed."""
 
 _logger = logging.getLogger(__name__)
+_spawning = threading.Lock()
 
 
 @dataclass(eq=False, slots=True)
@@ -162,18 +166,30 @@ async def _spawned(link: Link, output: Output, environment: Mapping[str, str]) -
     ours, theirs = socket.socketpair()
     with theirs:
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
-        with output.open() as stdout:
-            return await asyncio.create_subprocess_exec(
-                sys.executable,
-                *PROGRAM,
-                str(theirs.fileno()),
-                stdin=DEVNULL,
-                stdout=stdout,
-                stderr=STDOUT,
-                pass_fds=(theirs.fileno(),),
-                env=environment,
-                start_new_session=True,
-            )
+        async with _alone_spawning():
+            with output.open() as stdout:
+                return await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *PROGRAM,
+                    str(theirs.fileno()),
+                    stdin=DEVNULL,
+                    stdout=stdout,
+                    stderr=STDOUT,
+                    pass_fds=(theirs.fileno(),),
+                    env=environment,
+                    start_new_session=True,
+                )
+
+
+@asynccontextmanager
+async def _alone_spawning() -> AsyncIterator[None]:
+    """uvloop starts no process while the loop of another thread does."""
+    while not _spawning.acquire(blocking=False):  # noqa: ASYNC110  (an event is of one loop, this is between loops)
+        await asyncio.sleep(SPAWN_WAIT_S)
+    try:
+        yield
+    finally:
+        _spawning.release()
 
 
 async def _ended(process: Process) -> None:

@@ -8,6 +8,7 @@ from pice.models.ggml_types import file_type_name
 from pice.models.gguf_header import TOKENS, Array
 from pice.models.memory import MAX_HEAD_LENGTH, MAX_HEADS, MAX_LAYERS
 from pice.models.parts import ModelFiles
+from pice.models.printable import shown_path
 
 _TEMPLATE = "tokenizer.chat_template"
 _SPECIAL = re.compile(r"tokenizer\.ggml\.(?P<name>\w+)_token_id")
@@ -92,7 +93,7 @@ def summarise(files: ModelFiles) -> Summary:
         return head_length if found is None else found
 
     return Summary(
-        path=str(files.first.path),
+        path=shown_path(files.first.path),
         version=files.first.version,
         num_parts=files.num_parts,
         missing_parts=files.missing,

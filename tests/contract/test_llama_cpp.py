@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -281,6 +282,8 @@ async def test_prompt_that_does_not_fit_is_refused_with_its_numbers(models: Path
         with pytest.raises(PromptTooLong) as refused:
             await generate(engine, asking(), replace(GREEDY, max_tokens=301 - num_prompt_tokens))
         fits = await generate(engine, asking(), replace(GREEDY, max_tokens=300 - num_prompt_tokens))
+        with pytest.raises(PromptTooLong, match=f"the prompt has {num_prompt_tokens} tokens"):
+            await generate(engine, asking(), replace(GREEDY, max_tokens=100_000))
     assert (refused.value.num_prompt_tokens, refused.value.context_tokens) == (num_prompt_tokens, 300)
     assert sum(piece.num_tokens for piece in fits) == 300 - num_prompt_tokens
 
@@ -621,6 +624,21 @@ async def test_model_cut_off_anywhere_is_refused(models: Path, tmp_path: Path, s
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(ModelLoadError, match=r"corrupted or incomplete|failed to read"):
         async with started(path):
+            pass
+
+
+async def test_pipe_or_folder_in_place_of_a_model_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for path, what in ((tmp_path / "pipe.gguf", "something else than a file"), (tmp_path, "a folder")):
+        with pytest.raises(ModelLoadError, match=what):
+            async with started(path):
+                pass
+
+
+async def test_model_trained_for_no_context_is_refused(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "none.gguf", seed=1, shape=replace(ENDLESS, context_tokens=0))
+    with pytest.raises(ModelLoadError, match="trained for 1 token or more, got 0"):
+        async with started(tmp_path / "none.gguf"):
             pass
 
 

@@ -6,7 +6,9 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -282,6 +284,36 @@ async def test_what_cannot_be_loaded_is_refused_as_in_this_process(
                 pass
         said.append(str(refused.value))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS, ids=LOOP_IDS)
+def test_engines_of_several_threads_start_at_the_same_time(
+    model: Path, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def main(ready: threading.Barrier) -> int:
+        ready.wait(DEADLINE_S)
+        async with started(engine := engine_on(model)):
+            return await engine.count_tokens(asking())
+
+    def run(ready: threading.Barrier) -> int:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(main(ready))
+
+    ready = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(run, [ready] * 4))) == 1
+
+
+async def test_engine_that_could_not_be_started_again_makes_nobody_wait(
+    model: Path, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pice.engine.process.RESTART_WAIT_S", 10 * DEADLINE_S)
+    monkeypatch.setattr("pice.engine.process.next_pause_s", lambda last_s, _: 10 * DEADLINE_S if last_s else 0.01)
+    move(model, model.with_suffix(".away"))
+    await kill(engine)
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match="No such file"):
+            await generate(engine)
 
 
 async def test_model_gone_after_a_crash_is_tried_until_it_is_back(

@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class Model:
         self._model = _load(options, stopped)
         try:
             trained = llama_cpp.llama_model_n_ctx_train(self._model)
+            if trained < 1:
+                raise ModelLoadError(f"{path}: expected a model trained for 1 token or more, got {trained}")
             self.num_cells = options.n_ctx or min(trained, DEFAULT_N_CTX)
             self.context_tokens = min(self.num_cells, trained)
             self.window = self._attention_window()
@@ -203,6 +206,10 @@ class _Batch:
 def _check_file(path: Path) -> None:
     """Raises `ModelLoadError` for what is no GGUF file at all; llama.cpp itself finds one that is cut off."""
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "something else than a file"
+            raise ModelLoadError(f"{path}: expected a GGUF model, got {what}")
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:

@@ -108,8 +108,8 @@ class Owner:
     def _begin(self, call: Call) -> None:
         try:
             vocabulary = self._model.vocabulary
-            if call.sampling is not None:
-                self._check_fits(vocabulary.least_tokens(call.prompt), call.sampling)
+            if call.sampling is not None and (least := vocabulary.least_tokens(call.prompt)):
+                self._check_fits(least, call.sampling)
             tokens = vocabulary.tokens(call.prompt)
             if call.sampling is None:
                 self._said.append((call, len(tokens)))

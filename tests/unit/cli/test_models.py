@@ -1,5 +1,6 @@
 """`pice models inspect` and `pice models pull`."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ def test_inspect_prints_all_of_it_as_json(pice: Run, tmp_path: Path) -> None:
     assert said["memory"]["kv_bytes_per_token"] == {"f32": 512, "f16": 256}
     assert [need["num_sequences"] for need in said["memory"]["needs"]] == [1, 2, 4, 8, 16]
     assert said["memory"]["room"] == 7
+
+
+def test_inspect_as_json_takes_a_file_name_that_is_no_text(pice: Run, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / os.fsdecode(b"b\xffad.gguf"))
+    ran = pice("models", "inspect", str(path), "--json")
+    assert ran.code == 0
+    assert "ad.gguf" in orjson.loads(ran.out)["model"]["path"]
 
 
 def test_inspect_never_writes_control_characters_of_a_file(pice: Run, tmp_path: Path) -> None:
