@@ -21,10 +21,10 @@ from pice.cli.options import ConfigOption, SetOption
 from pice.cli.session import FAILED, OK
 from pice.config import load_settings
 from pice.errors import PiceError
-from pice.loop import Shutdown, run
+from pice.loop import INTERRUPTED, Shutdown, run
 from pice.settings import EngineSettings, LlamaCppSettings, Settings
 
-EXTRAS = ("", "llama")
+EXTRAS = ("", "hub", "llama")
 """What of the package's requirements something here imports; engines behind a server need nothing of their own."""
 LEAST_PYTHON = (3, 11)
 
@@ -96,15 +96,23 @@ def folder_checks() -> Iterator[Check]:
 
 
 def run_model_checks(settings: Settings) -> list[Check]:
-    """Each engine, loaded by itself and closed again."""
+    """Each engine, loaded by itself and closed again. A first signal ends it, as it may take long."""
     checks: list[Check] = []
 
-    async def main(_: Shutdown) -> int:
+    async def check_all() -> None:
         for name, engine in settings.engines.items():
             checks.append(await _model_check(name, engine))
-        return OK
 
-    run(main)
+    async def main(shutdown: Shutdown) -> int:
+        async with asyncio.TaskGroup() as tasks:
+            work, stop = tasks.create_task(check_all()), tasks.create_task(shutdown.draining.wait())
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            work.cancel()
+            stop.cancel()
+        return INTERRUPTED if work.cancelled() else OK
+
+    if run(main) == INTERRUPTED:
+        raise typer.Exit(INTERRUPTED)
     return checks
 
 

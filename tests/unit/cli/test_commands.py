@@ -1,5 +1,8 @@
 """`pice` itself, `pice config` and `pice doctor`."""
 
+import asyncio
+import os
+import signal
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
@@ -8,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+import typer
 
 from pice import __version__
 from pice.cli import doctor
@@ -146,3 +150,17 @@ def test_package_check_leaves_out_what_nothing_here_uses() -> None:
 def test_folder_that_cannot_be_written_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)
     assert all(not check.ok and "chmod" in check.remedy for check in doctor.folder_checks())
+
+
+def test_first_signal_ends_a_doctor_whose_model_takes_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pice.toml").write_text(LLAMA, encoding="utf-8")
+
+    async def hang(_name: str, _settings: object) -> doctor.Check:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+        raise AssertionError("nothing sets it")
+
+    monkeypatch.setattr(doctor, "_model_check", hang)
+    with pytest.raises(typer.Exit) as ended:
+        doctor.run_model_checks(load_settings(tmp_path / "pice.toml"))
+    assert ended.value.exit_code == 130
