@@ -95,7 +95,8 @@ def test_one_llama_cpp_model_answers_the_whole_question(models: Path, mode: str)
     ran = pice("ask", *llama(models), "--mode", mode, "--max-tokens", "16", "--json", "-", stdin=odd.encode())
     assert (ran.code, ran.err) == (0, "")
     record = json.loads(ran.out)
-    assert (record["mode"], record["usage"]["num_answer_tokens"]) == (mode, 16)
+    assert record["mode"] == mode
+    assert 0 < record["usage"]["num_answer_tokens"] <= 16
 
 
 def test_plan_predicts_without_answering() -> None:

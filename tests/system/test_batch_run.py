@@ -252,8 +252,8 @@ def test_disk_that_fills_up_keeps_what_was_written_and_a_rerun_does_the_rest(des
 def test_model_that_cannot_be_loaded_leaves_an_output_that_can_be_gone_on_with(desk: Desk) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     desk.asks(batch_line("a"))
-    llama = ("--config", str(ROOT / "config" / "llama.toml"), "--set", "engines.cloud.path=none.gguf")
-    ran = desk.run(settings=llama)
+    none = [f"--set=engines.{name}.path=none.gguf" for name in ("cloud", "edge-a", "edge-b")]
+    ran = desk.run(settings=("--config", str(ROOT / "config" / "llama.toml"), *none))
     assert ran.code == 2
     assert "error: none.gguf: cannot be read: No such file or directory" in ran.err
     assert desk.run().code == 0
