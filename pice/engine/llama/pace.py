@@ -3,7 +3,7 @@
 Threads meet at a barrier after every operation and spin there. Where something else takes one of their cores, each
 barrier waits for the thread that has lost it: two threads on two cores went from 92 tokens a second to 0.7 beside one
 busy program, one thread from 69 to 65. So now and then a few steps are made with fewer threads, or with more again,
-and what was faster stays. What is computed does not depend on it.
+and what was faster stays. What is computed does not depend on it, as far as was seen.
 """
 
 from dataclasses import dataclass, field
