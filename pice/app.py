@@ -177,10 +177,12 @@ async def _start_engines(settings: Settings, rng: random.Random, stack: AsyncExi
 
 def _threads(local: Sequence[LlamaCppSettings], num_cores: int) -> tuple[int, bool]:
     """For each engine whose threads are left open its part of the cores that the others leave; and whether all threads
-    are more than the cores."""
+    are more than the cores. Where all are left open it is two at least: an engine that is the only busy one gains
+    more by the second than all of them lose who sleep for one another (`python -m bench threads`)."""
     num_given = sum(each.n_threads for each in local)
     num_open = sum(not each.n_threads for each in local)
-    num_threads = max(1, (num_cores - num_given) // max(1, num_open))
+    least = 1 if num_given else min(2, num_cores)
+    num_threads = max(least, (num_cores - num_given) // max(1, num_open))
     return num_threads, num_given + num_open * num_threads > num_cores
 
 

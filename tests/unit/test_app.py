@@ -94,12 +94,15 @@ def test_engines_left_open_share_the_cores_that_others_have_not_been_given() -> 
     assert app._threads([engine(6), engine(0), engine(0)], 8) == (1, False)
     assert app._threads([engine(2), engine(0), engine(0)], 8) == (3, False)
     assert app._threads([engine(8), engine(0)], 8) == (1, True)
+    assert app._threads([engine(0)] * 3, 8) == (2, False)
+    assert app._threads([engine(0)] * 3, 2) == (2, True)
+    assert app._threads([engine(0)] * 3, 1) == (1, True)
     assert app._threads([], 8) == (8, False)
 
 
 @pytest.mark.parametrize(
     ("num_cores", "n_threads", "expected"),
-    [(8, 0, (2, False)), (2, 0, (1, True)), (8, 2, (2, False)), (8, 3, (1, True))],
+    [(8, 0, (2, False)), (2, 0, (2, True)), (8, 2, (2, False)), (8, 3, (1, True))],
     ids=["cores divided", "fewer cores than engines", "as many threads as cores", "more threads than cores"],
 )
 async def test_engines_are_told_whether_their_threads_share_cores(

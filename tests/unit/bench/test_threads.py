@@ -157,8 +157,8 @@ def test_progress_weighs_each_engine_by_its_best_rate_alone() -> None:
 def test_aims_compare_pices_setting_with_the_best_and_look_at_the_idle() -> None:
     found = {aim.name.partition(":")[0]: (round(aim.value, 4), aim.met) for aim in figures(*TOGETHER).aims()}
     assert found == {
-        "all busy, tok/s": (1.0, True),
-        "all busy, progress": (0.9333, False),
+        "all busy, tok/s": (0.8333, False),
+        "all busy, progress": (1.0, True),
         "share of a core that an idle engine takes, highest": (0.0, True),
     }
     not_idle = run(ONES, Load.cloud, 100, edge_b=0.2)
@@ -177,11 +177,11 @@ def test_engine_that_stands_still_takes_time_for_nothing() -> None:
 def test_table_marks_pices_setting_and_says_what_it_costs() -> None:
     table = figures(*TOGETHER).table(["A note."])
     assert list(table.rows[0]) == [
-        *("1/1/1 *", "60.0 (60.0-60.0)", "1.00", "6.0", "54.0", "0.84", "0.93"),
+        *("1/1/1", "60.0 (60.0-60.0)", "1.00", "6.0", "54.0", "0.84", "0.93"),
         *("10.0 (10.0-10.0)", "50.0 (50.0-50.0)", "8.0 (8.0-8.0)", "13/0.0/0.0/0.0"),
     ]
-    assert [row[0] for row in table.rows] == ["1/1/1 *", "2/2/2 passive"]
-    shares = "all 1.00 of 1/1/1, cloud alone 0.50 of 2 passive, edge alone 0.50 of 2 passive, cloud, program 0.80 of"
+    assert [row[0] for row in table.rows] == ["1/1/1", "2/2/2 passive *"]
+    shares = "all 0.83 of 1/1/1, cloud alone 1.00 of 2 passive, edge alone 1.00 of 2 passive, cloud, program 1.00 of"
     assert shares in table.notes[1]
     assert "2 spin 3000: cloud alone 0.05 of 2 passive" in table.notes[2]
 
