@@ -26,8 +26,8 @@ _KEYS: Mapping[str, Mapping[str, frozenset[str]]] = {
         "system": frozenset(),
         "question": frozenset({"question"}),
         "point": frozenset({"number", "text"}),
-        "task_one": frozenset({"number", "words"}),
-        "task_many": frozenset({"first", "last", "words"}),
+        "task_one": frozenset({"number", "words", "text"}),
+        "task_many": frozenset({"first", "last", "words", "text"}),
     },
 }
 _MAX_POINTS = "MAX_POINTS"
@@ -63,11 +63,12 @@ class PromptSet:
         """
         if segment.kind == "answer":
             return self.answer(segment.messages)
-        outline = "\n".join(self._fill("expand", "point", number=_number(p), text=p.text) for p in segment.sketch)
+        outline = [self._fill("expand", "point", number=_number(p), text=p.text) for p in segment.sketch]
         messages = _with_system(segment.messages, self.texts["expand", "system"])
         before, question, after = _around_question(messages)
         context = self._fill("expand", "question", question=question)
-        task = Message("user", f"{context}\n{outline}\n\n{self._task(segment.points, segment.words)}")
+        given = "\n".join(line for line in (context, *outline) if line)
+        task = Message("user", f"{given}\n\n{self._task(segment.points, segment.words)}")
         return Prompt((*before, task, *after), kind="expand", words=segment.words)
 
     def _outline(
@@ -80,9 +81,10 @@ class PromptSet:
 
     def _task(self, points: Sequence[Point], words: int) -> str:
         first, last = _number(points[0]), _number(points[-1])
+        text = "; ".join(point.text for point in points)
         if first == last:
-            return self._fill("expand", "task_one", number=first, words=words)
-        return self._fill("expand", "task_many", first=first, last=last, words=words)
+            return self._fill("expand", "task_one", number=first, words=words, text=text)
+        return self._fill("expand", "task_many", first=first, last=last, words=words, text=text)
 
     def _fill(self, table: str, key: str, **values: object) -> str:
         return self.texts[table, key].format(**values)

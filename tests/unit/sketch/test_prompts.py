@@ -104,6 +104,13 @@ def test_expansion_of_several_points_names_the_first_and_the_last(prompts: Promp
     assert "90 words" in last
 
 
+def test_task_can_name_its_points_where_no_outline_is_shown() -> None:
+    demo = load_prompts("demo")
+    one, many = (demo.expand(segment(*points)).messages[-1].content for points in (SKETCH[1:2], SKETCH[:2]))
+    assert one == f"{QUESTION}\n\nmood {{x}} (50 words)"
+    assert many == f"{QUESTION}\n\nheart; mood {{x}} (90 words)"
+
+
 def test_expansions_of_one_sketch_differ_only_in_their_last_words(prompts: PromptSet) -> None:
     one, other = flat(prompts.expand(segment(SKETCH[0]))), flat(prompts.expand(segment(SKETCH[2])))
     assert len(one.removeprefix(shared(one, other)).split()) <= 8
@@ -166,7 +173,7 @@ def test_prompt_set_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nope", "../prompts/default", ""])
 def test_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"built-in set \(default\) or a path to a \.toml file, got"):
+    with pytest.raises(ConfigError, match=r"built-in set \(default, demo\) or a path to a \.toml file, got"):
         load_prompts(name)
 
 
