@@ -287,6 +287,7 @@ def _plan_policy(settings: Settings) -> PlanPolicy:
         segment_words=planner.segment_words,
         max_segments=planner.max_segments,
         assumed_answer_words=planner.assumed_answer_words,
+        candidates=planner.candidates,
     )
 
 

@@ -199,7 +199,8 @@ class PlannerSettings(Section):
     `margin` is the share of the cloud's time by which the sketch path must beat it; `sketch_ratio` the length of a
     sketch against its answer's. A segment is hedged when it takes `hedge_factor` times what was predicted, and
     no sooner than `hedge_min_s`. `eager` releases segments while the sketch is still being written; fewer
-    `max_segments` than `max_points` leave a long last segment then, since it takes all the rest.
+    `max_segments` than `max_points` leave a long last segment then, since it takes all the rest. Each segment is sent
+    to `candidates` models at once.
     """
 
     margin: Share = 0.1
@@ -211,6 +212,7 @@ class PlannerSettings(Section):
     hedge_min_s: Seconds = 2.0
     assumed_answer_words: int = Field(default=250, ge=1, le=100_000)
     eager: bool = True
+    candidates: int = Field(default=1, ge=1, le=8)
 
 
 class WeightSettings(Section):

@@ -32,6 +32,7 @@ class PlanPolicy:
     segment_words: int = 60
     max_segments: int = 24
     assumed_answer_words: int = 250
+    candidates: int = 1
 
 
 class EarliestFinish:
@@ -138,6 +139,7 @@ class EarliestFinish:
             sketch_words=max(10, round(policy.sketch_ratio * words)),
             segment_words=policy.segment_words,
             max_segments=policy.max_segments,
+            candidates=policy.candidates,
             answer_words=round(words),
         )
 

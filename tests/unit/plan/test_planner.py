@@ -177,3 +177,8 @@ def test_address_is_kept_for_a_site_that_fell_silent() -> None:
 def _site(made: EarliestFinish, now_s: float = 0.0) -> str | None:
     placement = made.place(segment(), now_s)
     return placement.site if placement else None
+
+
+def test_plan_wants_as_many_candidates_as_the_policy() -> None:
+    made = planner(site(CLOUD_SITE, "large", curve=SLOW), site("a"), site("b"), policy=PlanPolicy(candidates=2))
+    assert made.decide(REQUEST, 30).candidates == 2
