@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-EXTRAS := llama,hub,dev,bench
+EXTRAS := llama,hub,train,dev,bench
 PYTEST_ARGS ?=
 # llama.cpp is built without its image models and its programs' library; add -DGGML_CUDA=on or the like for a GPU.
 CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_cpp_python.cmake
