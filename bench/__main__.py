@@ -2,7 +2,7 @@
 
 import typer
 
-from bench import agreement, eager, engine, pipeline, threads
+from bench import agreement, demo, eager, engine, pipeline, threads
 from bench.report import QuickOption
 
 COMMANDS = {
@@ -11,6 +11,7 @@ COMMANDS = {
     "engine": engine.command,
     "agreement": agreement.command,
     "threads": threads.command,
+    "demo": demo.command,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

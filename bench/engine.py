@@ -42,7 +42,7 @@ from bench.engine_figures import BARE, COLD, PHASES, WARM, Figures
 from bench.engine_prompts import OWN_TOKENS, SHARED_TOKENS
 from bench.engine_run import Plan, measure
 from bench.engine_work import DRAWN, GREEDY
-from bench.report import PathOption, QuickOption, Report, publish
+from bench.report import PathOption, QuickOption, Report, RoundsOption, publish
 from pice.engine.llama.options import num_cores
 from pice.errors import InputError
 from pice.loop import run_once
@@ -73,7 +73,6 @@ Models = Annotated[str, typer.Option("--models", help=f"Of {', '.join(BENCH_PRES
 Sizes = Annotated[str, typer.Option("--sizes", help=f"Segments at once, by comma; else {SIZES}.")]
 Names = Annotated[str, typer.Option("--contenders", help=f"Of {', '.join(KINDS)}, by comma; else all.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Of each contender.")]
-Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="Runs of each kind; else 5, with --quick 3.")]
 Waiting = Annotated[Omp, typer.Option("--omp", help="How OpenMP's threads wait for one another.")]
 
 
@@ -84,7 +83,7 @@ def command(
     sizes: Sizes = "",
     contenders: Names = "",
     threads: Threads = NUM_CORES,
-    rounds: Rounds = None,
+    rounds: RoundsOption = None,
     omp: Waiting = Omp.default,
 ) -> None:
     """Tokens per second against the number of segments at once, beside llama.cpp's other ways."""

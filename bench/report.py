@@ -27,6 +27,9 @@ PathOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="PATH", help="Where the figures go, and the picture beside; else to bench/out."),
 ]
+RoundsOption = Annotated[
+    int | None, typer.Option("--rounds", min=1, help="Runs of each kind; else 5, with --quick fewer.")
+]
 T = TypeVar("T")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pice import __version__
-from pice.cli import ask, batch, config, doctor, models, plan
+from pice.cli import ask, batch, config, demo, doctor, models, plan
 from pice.cli.session import report
 from pice.cli.streams import mend_streams
 from pice.errors import PiceError
@@ -29,6 +29,7 @@ app.command()(plan.plan)
 app.command()(doctor.doctor)
 app.add_typer(batch.commands, name="batch")
 app.add_typer(config.commands, name="config")
+app.add_typer(demo.commands, name="demo")
 app.add_typer(models.commands, name="models")
 
 

@@ -1,31 +1,33 @@
 """`pice ask`: one question, its answer, and on a terminal how it came about."""
 
-import asyncio
-import sys
-from collections.abc import AsyncIterator
-from contextlib import aclosing, nullcontext
+from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
-from pice.cli.options import ConfigOption, MaxTokensOption, QuestionArgument, SetOption, SystemOption
+from pice.cli.demo import tour
+from pice.cli.options import ConfigOption, MaxTokensOption, SetOption, SystemOption
 from pice.cli.session import FAILED, OK, messages, report, with_pipeline
-from pice.cli.show import Screen, figures, printable
+from pice.cli.show import figures, printable
+from pice.cli.watching import terminal, watch
 from pice.config import load_settings
-from pice.core import NUM_SEEDS, Answer, Event, Failure, Mode, Sampling
-from pice.errors import RequestFailed
+from pice.core import NUM_SEEDS, Answer, Failure, Mode, Sampling
+from pice.demo.atlas import CONFIG, GREEDY, atlas, check_models
+from pice.errors import InputError, RequestFailed
 from pice.pipeline import Pipeline
-
-REFRESH_S = 0.1
+from pice.settings import Settings
 
 
 def ask(
-    question: QuestionArgument,
+    question: Annotated[
+        str | None,
+        typer.Argument(help="The question, or - to read it from standard input. With --demo it may be left out."),
+    ] = None,
     config: ConfigOption = None,
     override: SetOption = None,
     mode: Annotated[Mode | None, typer.Option(help="Leave it to the planner unless given.")] = None,
@@ -37,16 +39,28 @@ def ask(
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=NUM_SEEDS - 1, help="Makes sampling repeat.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Use the demo models, not --config. Without a question, see three answered.")
+    ] = False,
 ) -> None:
     """Ask one question.
 
     On a terminal you see the plan, the sketch and the segments as they are written; through a pipe comes the answer
     alone.
     """
-    conversation = messages(question, system)
-    settings = load_settings(config, override or ())
     given: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    sampling = replace(Sampling(), **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    if question is None:
+        if not demo:
+            raise InputError("there is no question: give it as an argument, or pass --demo alone to see three answered")
+        if given or mode or system or timeout or as_json:
+            raise InputError("--demo without a question takes no other option but --set: it shows three questions")
+        raise typer.Exit(with_pipeline(_demo_settings(override), _tour))
+    conversation = messages(question, system)
+    if demo:
+        atlas().check(conversation[-1].content)
+    settings = _demo_settings(override) if demo else load_settings(config, override or ())
+    sampling = replace(GREEDY if demo else Sampling(), **given)
 
     async def body(pipeline: Pipeline) -> int:
         request = pipeline.new_request(conversation, mode=mode, timeout_s=timeout, sampling=sampling)
@@ -58,30 +72,14 @@ def ask(
     raise typer.Exit(with_pipeline(settings, body))
 
 
-async def watch(events: AsyncIterator[Event], console: Console | None) -> Answer | Failure:
-    """How the request ends; meanwhile it is drawn on `console`."""
-    screen = Screen()
-    live = Live(screen, console=console, auto_refresh=False, transient=True) if console else None
-    loop = asyncio.get_running_loop()
-    next_s = loop.time()
-    outcome: Answer | Failure | None = None
-    with live or nullcontext():
-        async for event in events:
-            screen.feed(event)
-            outcome = event.answer or event.failure
-            if live and loop.time() >= next_s:
-                live.refresh()
-                next_s = loop.time() + REFRESH_S
-    if outcome is None:
-        raise RequestFailed("the request's events ended without an answer or an error: see the log of its nodes")
-    return outcome
+def _demo_settings(overrides: Sequence[str] | None) -> Settings:
+    """Of the shipped file and --set alone: what the environment says is meant for other models."""
+    check_models()
+    return load_settings(CONFIG, overrides or (), environ={})
 
 
-def terminal() -> Console | None:
-    """Where progress can be drawn: standard output, or beside a pipe standard error."""
-    if sys.stdout.isatty():
-        return Console()
-    return Console(stderr=True) if sys.stderr.isatty() else None
+async def _tour(pipeline: Pipeline) -> int:
+    return await tour(pipeline, terminal(), Console())
 
 
 def tell(outcome: Answer | Failure, console: Console | None) -> int:

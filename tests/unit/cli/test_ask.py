@@ -11,7 +11,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from pice.cli import ask
+from pice.cli import ask, watching
 from pice.core import Answer, Event, Failure, Plan, Request, Times
 from pice.errors import EngineUnavailable, ModelLoadError, RequestFailed
 
@@ -186,7 +186,7 @@ async def test_screen_is_drawn_while_events_come() -> None:
         for event in ANSWERED:
             yield event
 
-    assert await ask.watch(events(), console) == ANSWER
+    assert await watching.watch(events(), console) == ANSWER
     assert isinstance(console.file, io.StringIO)
     assert "cloud: short" in console.file.getvalue()
 
@@ -201,7 +201,7 @@ def test_progress_goes_where_a_person_looks(
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: out, raising=False)
     monkeypatch.setattr("sys.stderr.isatty", lambda: err, raising=False)
-    console = ask.terminal()
+    console = watching.terminal()
     assert (console and console.stderr) == stderr
 
 

@@ -48,7 +48,7 @@ def test_help_says_what_is_printed_as_json(pice: Run, command: str, what: str) -
 @pytest.mark.parametrize(
     "args",
     [
-        ["ask"],
+        ["plan"],
         ["ask", "why?", "--mode", "magic"],
         ["ask", "why?", "--timeout", "0"],
         ["ask", "why?", "--seed", "-1"],
