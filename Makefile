@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-EXTRAS := llama,hub,train,dev,bench
+EXTRAS := llama,hub,cluster,train,dev,bench
 PYTEST_ARGS ?=
 # llama.cpp is built without its image models and its programs' library; add -DGGML_CUDA=on or the like for a GPU.
 CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_cpp_python.cmake
@@ -39,8 +39,8 @@ demo: $(VENV)/.stamp models/tiny-cloud.gguf models/tiny-edge-a.gguf models/tiny-
 	$(BIN)/pice ask --config config/emulated.toml "$(QUESTION)"
 	$(BIN)/pice ask --config config/llama.toml --mode progressive --max-tokens 256 "$(QUESTION)"
 
-test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS="-k plan")
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.stamp ## start Kafka and Redis, run the tests (PYTEST_ARGS="-k plan")
+	$(BIN)/python -m tools.brokers run -- $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp ## check style and types
 	$(BIN)/ruff check $(CODE)
