@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "errors": set(),
     "pure": {"core", "errors", "pure"},
     "port": {"core", "errors"},
-    "adapter": {"core", "errors", "pure", "port", "adapter"},
+    "adapter": {"core", "errors", "pure", "port", "client", "adapter"},
+    "client": {"errors"},
     "node": {"core", "errors", "pure", "port", "node"},
     "settings": {"core", "errors", "pure", "settings"},
     "batch": {"core", "errors", "pure", "port", "batch"},
@@ -67,6 +68,8 @@ def layer(module: str) -> str:
         return "pure"
     if top in PORTS:
         return "port" if module.endswith(".base") or module == f"pice.{top}" else "adapter"
+    if top == "redis_client":
+        return "client"
     return "settings" if top in ("settings", "config", "setting_faults") else top
 
 
@@ -165,6 +168,8 @@ PLANTED = [
     ("pice.store.x", "import pice.engine.emulated", "pice.store.x (adapter) imports pice.engine.emulated (adapter)"),
     ("pice.simulation.x", "import pice.store.redis", "(simulation) imports pice.store.redis (adapter)"),
     ("pice.cli.x", "from pice.engine.emulated import E", "pice.cli.x (cli) imports pice.engine.emulated (adapter)"),
+    ("pice.node.x", "import pice.redis_client", "pice.node.x (node) imports pice.redis_client (client)"),
+    ("pice.redis_client", "import pice.core", "pice.redis_client (client) imports pice.core (core)"),
     ("pice.app", "import httpx", "httpx is imported in more than one file: pice.app, pice.engine.openai"),
     ("pice.gateway.x", "import pice.core", "pice.gateway.x is in no layer: give it one in this file"),
     ("pice.answer.x", "import pice.plan.x", "cycle: pice.answer.x <- pice.plan.x <- pice.answer.x"),
@@ -179,7 +184,8 @@ SMALL_HOUSE = {
     "pice.engine.emulated": "from pice.engine.base import Engine\nimport random",
     "pice.engine.openai": "import httpx",
     "pice.store.memory": "import asyncio",
-    "pice.store.redis": "from redis import asyncio",
+    "pice.store.redis": "from pice.redis_client import RedisClient",
+    "pice.redis_client": "from redis import asyncio\nfrom pice.errors import TransportError",
     "pice.simulation.x": "from pice.store.memory import MemoryStore",
     "pice.node.x": "from pice.plan import x\nimport asyncio",
     "pice.app": "import pice.engine.emulated, pice.node.x",

@@ -1,0 +1,167 @@
+"""Connections to Redis, with its errors as ours. Nothing else imports the `redis` package."""
+
+import hashlib
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from redis import exceptions as refusals
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from pice.errors import ConfigError, Full, TransportError
+
+OLDEST = (7, 0)
+_NUM_CONNECTIONS = 64
+_TIMEOUT_S = 5.0
+_FULL_RETRY_S = 1.0
+_AWAY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "UNBLOCKED", "BUSY")
+"""How Redis begins its refusals of a command that it may take later."""
+
+Word = str | bytes | int | float
+
+
+class Script:
+    """A program that Redis runs as one change."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+class RedisLine:
+    """One connection, for commands that block; made anew after it was lost. Not for two tasks at a time."""
+
+    def __init__(self, redis: Any, address: str) -> None:
+        self._redis = redis
+        self._address = address
+        self._redis.response_callbacks.clear()  # replies as Redis sends them, whatever the version of its client
+
+    async def call(self, *words: Word) -> Any:
+        """The reply to a command, in bytes, integers, lists of these and None.
+
+        Raises:
+            TransportError: Redis is gone, does not answer or cannot serve now; perhaps it was done.
+            Full: Redis has no memory left; it was not done.
+            ConfigError: it refuses this user.
+        """
+        with _mapped(self._address):
+            return await self._redis.execute_command(*words)
+
+    async def close(self) -> None:
+        """May be called twice."""
+        await self._redis.aclose()
+
+
+class RedisClient(RedisLine):
+    """Connections to one Redis, at most 64 for all tasks; further commands wait for one. Never repeats a command."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        pool = BlockingConnectionPool.from_url(url, max_connections=_NUM_CONNECTIONS, timeout=_TIMEOUT_S, **_OPTIONS)
+        options = pool.connection_kwargs
+        super().__init__(Redis.from_pool(pool), f"Redis at {options.get('host', '')}:{options.get('port', 6379)}")
+        self._is_closed = False
+
+    async def call(self, *words: Word) -> Any:
+        """As `RedisLine.call`, from any task; raises TransportError once closed."""
+        if self._is_closed:
+            raise TransportError(f"the connection to {self._address} is closed")
+        return await super().call(*words)
+
+    async def run(self, script: Script, keys: Sequence[str], words: Sequence[Word]) -> Any:
+        """What the script returns; `call` says what is raised."""
+        try:
+            return await self.call("EVALSHA", script.sha, len(keys), *keys, *words)
+        except _Unknown:
+            return await self.call("EVAL", script.source, len(keys), *keys, *words)
+
+    async def call_all(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
+        """The replies to commands that are sent together."""
+        if self._is_closed:
+            raise TransportError(f"the connection to {self._address} is closed")
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.response_callbacks.clear()
+        for words in commands:
+            pipeline.execute_command(*words)
+        with _mapped(self._address):
+            replies: list[Any] = await pipeline.execute()
+            return replies
+
+    def line(self) -> RedisLine:
+        """A connection of its own; whoever asked for it closes it. Outlives this client."""
+        return RedisLine(Redis.from_url(self._url, single_connection_client=True, **_OPTIONS), self._address)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        await super().close()
+
+
+async def connect_redis(url: str) -> RedisClient:
+    """A client of the Redis at `redis://[user:password@]host:port/database` (`rediss:` for TLS), which was asked.
+
+    Raises:
+        ConfigError: the address, the password, or what answers there; says what to change.
+        TransportError: nothing answers now.
+    """
+    try:
+        client = RedisClient(url)
+    except ValueError as error:
+        raise ConfigError(f"expected an address like redis://host:6379/0: {error}") from error
+    try:
+        _check(await client.call("INFO"))
+    except BaseException:
+        await client.close()
+        raise
+    return client
+
+
+def _check(info: bytes) -> None:
+    facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    _check_version(facts)
+    if facts.get("redis_mode") == "cluster":
+        raise ConfigError("expected one Redis, with or without replicas, got a node of a Redis Cluster")
+    if facts.get("maxmemory", "0") != "0" and (policy := facts.get("maxmemory_policy")) != "noeviction":
+        raise ConfigError(
+            f"Redis has maxmemory-policy {policy}, so it would throw requests away when it is full: "
+            "set maxmemory-policy noeviction"
+        )
+
+
+def _check_version(facts: Mapping[str, str]) -> None:
+    version = facts.get("redis_version", "of no version")
+    parts = version.split(".")[:2]
+    if not all(part.isdigit() for part in parts) or tuple(map(int, parts)) < OLDEST:
+        raise ConfigError(f"expected Redis {OLDEST[0]}.{OLDEST[1]} or newer, got {version}: upgrade the server")
+
+
+class _Unknown(TransportError):
+    """The server does not know this script yet."""
+
+
+@contextmanager
+def _mapped(address: str) -> Generator[None]:
+    """Turns the errors of Redis into ours; what is left is a bug of ours and goes through."""
+    try:
+        yield
+    except (refusals.AuthenticationError, refusals.AuthorizationError, refusals.NoPermissionError) as error:
+        raise ConfigError(f"{address} refuses us: {error}: check user, password and ACL") from error
+    except refusals.OutOfMemoryError as error:
+        raise Full(f"{address} is full: {error}", retry_after_s=_FULL_RETRY_S) from error
+    except refusals.NoScriptError as error:
+        raise _Unknown(str(error)) from error
+    except refusals.ResponseError as error:
+        if isinstance(error, refusals.ReadOnlyError) or str(error).startswith(_AWAY):
+            raise TransportError(f"{address} cannot serve now: {error}") from error
+        raise
+    except (refusals.ConnectionError, refusals.TimeoutError, refusals.InvalidResponse, OSError) as error:
+        raise TransportError(f"{address} does not answer: {error}") from error
+
+
+_OPTIONS: dict[str, Any] = {
+    "protocol": 2,
+    "retry": Retry(NoBackoff(), 0),
+    "socket_timeout": _TIMEOUT_S,
+    "socket_connect_timeout": _TIMEOUT_S,
+}
