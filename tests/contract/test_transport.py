@@ -8,15 +8,22 @@ import pytest
 from pice.errors import Full, MessageTooLarge, TransportError
 from pice.transport.base import Delivery, Subscription, Transport
 from pice.transport.memory import MemoryTransport
+from tests.contract.kafka_transport import TOPIC, kafka_transport
 
-TOPIC = "pice.test"
+OWNS = "a group hands out partitions, not messages, and a member keeps its partitions while it waits for nothing"
 
 
-@pytest.fixture(params=["memory"])
+@pytest.fixture(params=["memory", "kafka"])
 async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
-    transport = MemoryTransport(max_messages=100, max_bytes=1000)
-    yield transport
-    await transport.close()
+    if request.param == "kafka":
+        async with kafka_transport(max_bytes=1000) as transport:
+            if why := request.node.get_closest_marker("not_on_kafka"):
+                pytest.skip(f"not on Kafka: {why.args[0]}")
+            yield transport
+        return
+    memory = MemoryTransport(max_messages=100, max_bytes=1000)
+    yield memory
+    await memory.close()
 
 
 async def receive(subscription: Subscription, count: int) -> list[Delivery]:
@@ -60,6 +67,7 @@ async def test_waiting_receiver_gets_what_is_published_later(transport: Transpor
     )
 
 
+@pytest.mark.not_on_kafka(OWNS)
 async def test_every_group_gets_every_message_and_its_members_share(transport: Transport) -> None:
     one, two = [await transport.subscribe(TOPIC, group="shared") for _ in range(2)]
     other = await transport.subscribe(TOPIC, group="other")
@@ -119,6 +127,7 @@ async def test_prefetch_bounds_what_is_outstanding(transport: Transport) -> None
     assert [delivery.payload for delivery in await receive(subscription, 1)] == [b"c"]
 
 
+@pytest.mark.not_on_kafka(OWNS)
 async def test_delivery_that_a_full_member_cannot_take_goes_to_an_idle_one(transport: Transport) -> None:
     full = await transport.subscribe(TOPIC, group="g", prefetch=1)
     await publish(transport, b"a")
@@ -143,6 +152,7 @@ async def test_acknowledging_twice_changes_nothing(transport: Transport) -> None
     assert await is_idle(subscription)
 
 
+@pytest.mark.not_on_kafka(OWNS)
 async def test_cancelled_receive_loses_nothing(transport: Transport) -> None:
     one, two = [await transport.subscribe(TOPIC, group="g") for _ in range(2)]
     leaving, staying = asyncio.ensure_future(one.receive()), asyncio.ensure_future(two.receive())
@@ -153,6 +163,7 @@ async def test_cancelled_receive_loses_nothing(transport: Transport) -> None:
         assert (await staying).payload == b"a"
 
 
+@pytest.mark.not_on_kafka(OWNS)
 @pytest.mark.parametrize("leaves_by", ["cancelling", "closing"])
 async def test_delivery_that_woke_a_leaving_member_goes_to_one_that_can_take_it(
     transport: Transport, leaves_by: str
@@ -192,6 +203,7 @@ async def test_too_large_message_is_refused_and_stops_nothing(transport: Transpo
     assert len((await receive(subscription, 1))[0].payload) == 1000
 
 
+@pytest.mark.not_on_kafka("retention bounds a topic, and open requests are bounded by the store")
 async def test_full_topic_refuses_and_takes_again_when_acknowledged(transport: Transport) -> None:
     await publish(transport, *[b"x"] * 100)
     with pytest.raises(Full) as refused:

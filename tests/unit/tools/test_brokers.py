@@ -20,7 +20,9 @@ SHOW = "import os; print(*(os.environ.get(name, '-') for name in ('PICE_KAFKA', 
 def run(environ: Mapping[str, str], *, code: str = SHOW) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PICE_")}
     words = [sys.executable, "-m", "tools.brokers", "run", "--", sys.executable, "-c", code]
-    return subprocess.run(words, cwd=ROOT, env=kept | dict(environ), capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        words, cwd=ROOT, env=kept | dict(environ), capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 KNOWN = {"PICE_KAFKA": "kafka.example:9092", "PICE_REDIS": "redis://redis.example/0"}
