@@ -27,16 +27,22 @@ from pice.core import (
 from pice.errors import Full
 from pice.store.base import Counted, Store, Unwanted
 from pice.store.memory import MemoryNotices, MemoryStore
+from tests.brokers import redis_url
+from tests.contract.redis_stores import redis_stores
 
 MESSAGES = (Message("user", "Why?"),)
 REQUEST = Request("r1", MESSAGES, timeout_s=30)
 
 
-@pytest.fixture(params=["memory"])
+@pytest.fixture(params=["memory", "redis"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    store = MemoryStore(max_open=2, due_lease_s=0.05)
-    yield store
-    await store.close()
+    if request.param == "memory":
+        memory = MemoryStore(max_open=2, due_lease_s=0.05)
+        yield memory
+        await memory.close()
+        return
+    async with redis_stores(redis_url(), max_open=2, due_lease_s=0.05) as make:
+        yield await make()
 
 
 def segment(index: int = 0, attempt: int = 1) -> Segment:

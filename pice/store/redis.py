@@ -1,0 +1,209 @@
+"""Records, events and sites in Redis: the store of services in several processes."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from pice.core import (
+    Answer,
+    Candidate,
+    Event,
+    Failure,
+    Placement,
+    Plan,
+    Point,
+    Record,
+    Request,
+    Segment,
+    SiteState,
+    Span,
+)
+from pice.errors import Full
+from pice.message.codec import decode_as, encode
+from pice.redis_client import RedisClient, Script, Word, connect_redis
+from pice.store import redis_scripts as scripts
+from pice.store.base import Counted
+from pice.store.redis_clock import RedisClock
+from pice.store.redis_due import RedisDue
+from pice.store.redis_events import RedisNotices, follow
+from pice.store.redis_keys import RedisKeys
+from pice.store.redis_record import paired, record_of, sealed_fields, site_name
+
+_MAX_EVENTS = 4096
+_NEWS_OVERLAP_S = 0.05
+"""News reach back by this, since the clock is not exact."""
+_RETRY_S = 1.0
+
+
+class RedisStore:
+    """Records that many processes share; see `pice.store.base.Store`. Its clock is Redis's; made by `connect`.
+
+    Every change is one script, done wholly or not at all. When `TransportError` is raised it may have been done, and
+    saying it again may then say False. `Full` is raised by what needs memory when Redis has none left; requests can
+    be ended all the same. Of a request's events about the latest 4,096 are kept.
+    """
+
+    def __init__(
+        self,
+        client: RedisClient,
+        *,
+        prefix: str = "pice",
+        max_open: int = 1024,
+        record_ttl_s: float = 600.0,
+        due_lease_s: float = 5.0,
+    ) -> None:
+        self._client = client
+        self._keys = RedisKeys(prefix)
+        self._clock = RedisClock(client)
+        self._due = RedisDue(client, self._keys, self._clock, lease_s=due_lease_s)
+        self._max_open = max_open
+        self._ttl_s = record_ttl_s
+        self._is_closed = False
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        prefix: str = "pice",
+        max_open: int = 1024,
+        record_ttl_s: float = 600.0,
+        due_lease_s: float = 5.0,
+    ) -> "RedisStore":
+        """A store whose Redis has answered.
+
+        `max_open` bounds open requests of all processes on one `prefix`, `record_ttl_s` is how long one can be read
+        after it was closed, or after its deadline where nobody closed it, `due_lease_s` how long a taken request
+        stays with the collector that took it.
+
+        Raises:
+            ConfigError, TransportError: as `pice.redis_client.connect_redis`.
+        """
+        client = await connect_redis(url)
+        store = cls(client, prefix=prefix, max_open=max_open, record_ttl_s=record_ttl_s, due_lease_s=due_lease_s)
+        try:
+            await store._clock.refresh()
+        except BaseException:
+            await client.close()
+            raise
+        return store
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    async def open(self, request: Request) -> bool:
+        await self._clock.refresh()
+        request_id, payload = request.request_id, encode(request)
+        if not await self._reserve(request_id, request.timeout_s + self._ttl_s):
+            if await self._client.call("EXISTS", self._keys.shard(request_id).record(request_id)):
+                return False
+            raise Full(f"{self._max_open} requests are open, which is the limit", retry_after_s=_RETRY_S)
+        try:
+            found = await self._change(scripts.OPEN, request_id, request_id, payload, request.timeout_s, self._ttl_s)
+        except Full:
+            await self._give_back(request_id)
+            raise
+        if found == b"ended":
+            await self._give_back(request_id)
+        return bool(found == b"opened")
+
+    async def begin(self, request_id: str) -> Record | None:
+        fields = await self._change(scripts.BEGIN, request_id, request_id)
+        return record_of(paired(fields)) if fields else None
+
+    async def planned(self, request_id: str, attempt: int, plan: Plan) -> bool:
+        return bool(await self._change(scripts.PLANNED, request_id, attempt, encode(plan)))
+
+    async def place(self, segment: Segment, placement: Placement) -> bool:
+        name = site_name(placement.site, placement.model)
+        words = (segment.attempt, segment.index, encode(segment), name, encode(placement))
+        return bool(await self._change(scripts.PLACE, segment.request_id, *words))
+
+    async def unplace(self, segment: Segment, placement: Placement) -> None:
+        name = site_name(placement.site, placement.model)
+        words = (segment.attempt, segment.index, name, encode(placement))
+        await self._change(scripts.UNPLACE, segment.request_id, *words)
+
+    async def seal(
+        self,
+        request_id: str,
+        attempt: int,
+        sketch: Sequence[Point],
+        num_segments: int,
+        *,
+        num_prompt_tokens: int,
+        num_output_tokens: int,
+        cut: bool,
+    ) -> bool:
+        fields = sealed_fields(sketch, num_segments, num_prompt_tokens, num_output_tokens, cut=cut)
+        return bool(await self._change(scripts.SEAL, request_id, request_id, attempt, *fields))
+
+    async def add_candidate(self, candidate: Candidate) -> Counted:
+        name = site_name(candidate.site, candidate.model)
+        words = (candidate.attempt, candidate.index, name, encode(candidate))
+        counted: bytes = await self._change(scripts.ADD_CANDIDATE, candidate.request_id, *words)
+        return Counted(counted.decode())
+
+    async def choose(self, request_id: str, attempt: int, span: Span) -> bool:
+        return bool(await self._change(scripts.CHOOSE, request_id, request_id, attempt, span.index, encode(span)))
+
+    async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
+        fence: Word = "" if attempt is None else attempt
+        words = (request_id, fence, encode(outcome), self._ttl_s, _MAX_EVENTS)
+        ended: bytes = await self._change(scripts.CLOSE, request_id, *words)
+        if ended != b"fenced":
+            await self._give_back(request_id)
+        return ended == b"closed"
+
+    async def record(self, request_id: str) -> Record | None:
+        fields = await self._client.call("HGETALL", self._keys.shard(request_id).record(request_id))
+        return record_of(paired(fields)) if fields else None
+
+    async def wanted(self, request_id: str, attempt: int, index: int) -> bool:
+        key = self._keys.shard(request_id).record(request_id)
+        known, closed, choice = await self._client.call("HMGET", key, "attempt", "closed", f"x:{index}")
+        return known is not None and int(known) == attempt and closed is None and choice is None
+
+    async def set_due(self, request_id: str, at_s: float) -> None:
+        await self._change(scripts.SET_DUE, request_id, request_id, at_s)
+
+    async def take_due(self, *, limit: int = 64) -> list[str]:
+        return await self._due.take(limit)
+
+    async def emit(self, event: Event) -> None:
+        await self._change(scripts.EMIT, event.request_id, event.attempt, encode(event), _MAX_EVENTS)
+
+    def follow(self, request_id: str, *, until_s: float) -> AsyncGenerator[Event, None]:
+        shard = self._keys.shard(request_id)
+
+        def left_s() -> float:
+            return 0.0 if self._is_closed else until_s - self.now()
+
+        return follow(self._client.line(), shard.record(request_id), shard.events(request_id), left_s)
+
+    def notices(self) -> RedisNotices:
+        streams = [shard.news for shard in self._keys.shards]
+        return RedisNotices(self._client.line(), streams, self.now() - _NEWS_OVERLAP_S)
+
+    async def heartbeat(self, state: SiteState, *, ttl_s: float) -> None:
+        await self._clock.refresh()
+        keys = (self._keys.alive, self._keys.states)
+        await self._client.run(scripts.HEARTBEAT, keys, (state.site, encode(state), ttl_s))
+
+    async def sites(self) -> list[SiteState]:
+        await self._clock.refresh()
+        states = await self._client.run(scripts.SITES, (self._keys.alive, self._keys.states), ())
+        return sorted((decode_as(SiteState, state) for state in states), key=lambda state: state.site)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        await self._client.close()
+
+    async def _change(self, script: Script, request_id: str, *words: Word) -> Any:
+        return await self._client.run(script, self._keys.shard(request_id).keys(request_id), words)
+
+    async def _reserve(self, request_id: str, span_s: float) -> bool:
+        """Counts a request among the open ones, for no longer than it can be kept; False when there are too many."""
+        return bool(await self._client.run(scripts.RESERVE, (self._keys.open,), (request_id, self._max_open, span_s)))
+
+    async def _give_back(self, request_id: str) -> None:
+        await self._client.call("ZREM", self._keys.open, request_id)

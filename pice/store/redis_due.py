@@ -1,0 +1,48 @@
+"""Requests that a collector shall look at, from the sorted sets of all shards."""
+
+from pice.redis_client import RedisClient
+from pice.store.redis_clock import RedisClock
+from pice.store.redis_keys import RedisKeys, Shard
+from pice.store.redis_scripts import TAKE
+
+_LONGEST_WAIT_S = 0.5
+_SHORTEST_WAIT_S = 0.001
+
+
+class RedisDue:
+    """Takes what is due, each for a lease. Any number of these may serve one Redis."""
+
+    def __init__(self, client: RedisClient, keys: RedisKeys, clock: RedisClock, *, lease_s: float) -> None:
+        self._client = client
+        self._keys = keys
+        self._clock = clock
+        self._lease_s = lease_s
+
+    async def take(self, limit: int) -> list[str]:
+        """Waits until requests are due and takes them, at most 0.5 s after they were."""
+        while True:
+            await self._clock.refresh()
+            heads = await self._heads()
+            taken: list[str] = []
+            for _, shard in (head for head in heads if head[0] <= self._clock.now() and len(taken) < limit):
+                taken += await self._take(shard, limit - len(taken))
+            if taken:
+                return taken
+            await self._wait(heads[0][0] if heads else None)
+
+    async def _heads(self) -> list[tuple[float, Shard]]:
+        """When something is due next, and in which shard; soonest first, shards without any left out."""
+        shards = self._keys.shards
+        replies = await self._client.call_all([("ZRANGE", shard.due, 0, 0, "WITHSCORES") for shard in shards])
+        heads = [(float(reply[1]), shard) for reply, shard in zip(replies, shards, strict=True) if reply]
+        return sorted(heads, key=lambda head: head[0])
+
+    async def _take(self, shard: Shard, limit: int) -> list[str]:
+        ids = await self._client.run(TAKE, [shard.due], [shard.record(""), self._lease_s, limit])
+        return [request_id.decode() for request_id in ids]
+
+    async def _wait(self, next_s: float | None) -> None:
+        """Until then, or until someone says that something is due sooner."""
+        left_s = _LONGEST_WAIT_S if next_s is None else next_s - self._clock.now()
+        wait_s = min(max(left_s, _SHORTEST_WAIT_S), _LONGEST_WAIT_S)
+        await self._client.call("BLPOP", *(shard.wake for shard in self._keys.shards), f"{wait_s:.3f}")

@@ -1,0 +1,123 @@
+"""A request's record as the fields of a hash, which `pice.store.redis_scripts` lists."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pice.core import (
+    Answer,
+    Candidate,
+    Failure,
+    Placement,
+    Plan,
+    Point,
+    Record,
+    Request,
+    Segment,
+    SegmentRecord,
+    Span,
+)
+from pice.errors import DecodeError
+from pice.message.codec import decode, decode_as, encode, pack, unpack
+from pice.redis_client import Word
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Longest value that is read back: an outcome holds every candidate's text."""
+_NUM_DIGITS = 10
+
+Fields = Mapping[bytes, bytes]
+
+
+def site_name(site: str, model: str) -> bytes:
+    """A site and a model as a part of a field's name."""
+    return pack((site, model))
+
+
+def sealed_fields(
+    sketch: Sequence[Point], num_segments: int, num_prompt_tokens: int, num_output_tokens: int, *, cut: bool
+) -> tuple[Word, ...]:
+    """Fields and values of a finished sketch."""
+    return (
+        *("sketch", pack(tuple(encode(point) for point in sketch)), "num_segments", num_segments),
+        *("prompt_tokens", num_prompt_tokens, "output_tokens", num_output_tokens, "cut", int(cut)),
+    )
+
+
+def paired(reply: Sequence[bytes]) -> Fields:
+    """Fields and values in turn, as Redis sends them, as a map."""
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+def record_of(fields: Fields) -> Record:
+    """The record in these fields.
+
+    Raises:
+        DecodeError: another version wrote them, or another program.
+    """
+    try:
+        return _record(fields)
+    except (KeyError, ValueError) as error:
+        raise DecodeError(f"expected the fields of a request's record, got {len(fields)} fields: {error!r}") from error
+
+
+def outcome_of(payload: bytes) -> Answer | Failure:
+    """How a request ended.
+
+    Raises:
+        DecodeError: another version wrote it.
+    """
+    outcome = decode(payload, max_bytes=MAX_BYTES)
+    if not isinstance(outcome, Answer | Failure):
+        raise DecodeError(f"expected an answer or a failure, got a {type(outcome).__name__}")
+    return outcome
+
+
+def _record(fields: Fields) -> Record:
+    return Record(
+        decode_as(Request, fields[b"request"], max_bytes=MAX_BYTES),
+        opened_s=float(fields[b"opened"]),
+        deadline_s=float(fields[b"deadline"]),
+        attempt=int(fields[b"attempt"]),
+        begun_s=float(fields.get(b"begun", 0)),
+        plan=decode_as(Plan, fields[b"plan"]) if b"plan" in fields else None,
+        sketch=_sketch(fields[b"sketch"]) if b"sketch" in fields else (),
+        sketch_prompt_tokens=int(fields.get(b"prompt_tokens", 0)),
+        sketch_output_tokens=int(fields.get(b"output_tokens", 0)),
+        sealed_s=float(fields.get(b"sealed", 0)),
+        sketch_cut=fields.get(b"cut") == b"1",
+        num_segments=int(fields[b"num_segments"]) if b"num_segments" in fields else None,
+        segments=_segments(fields),
+        outcome=outcome_of(fields[b"outcome"]) if b"outcome" in fields else None,
+    )
+
+
+def _sketch(payload: bytes) -> tuple[Point, ...]:
+    points = unpack(payload)
+    if not isinstance(points, tuple):
+        raise DecodeError(f"expected the points of a sketch, got a {type(points).__name__}")
+    return tuple(decode_as(Point, point) for point in points)
+
+
+def _segments(fields: Fields) -> dict[int, SegmentRecord]:
+    segments = {
+        index: SegmentRecord(decode_as(Segment, value, max_bytes=MAX_BYTES)) for index, value in _of(b"s", fields)
+    }
+    for index, value in _numbered(b"p", fields):
+        segments[index].placements.append(decode_as(Placement, value))
+    for index, value in _numbered(b"c", fields):
+        candidate = decode_as(Candidate, value, max_bytes=MAX_BYTES)
+        segments[index].candidates[candidate.site, candidate.model] = candidate
+    for index, value in _of(b"x", fields):
+        segments[index].choice = decode_as(Span, value, max_bytes=MAX_BYTES)
+    return segments
+
+
+def _of(kind: bytes, fields: Fields) -> list[tuple[int, bytes]]:
+    """Index and value of each field of a kind, by index."""
+    names = (name.split(b":", 2) for name in fields)
+    found = ((int(name[1]), fields[b":".join(name)]) for name in names if name[0] == kind)
+    return sorted(found, key=lambda item: item[0])
+
+
+def _numbered(kind: bytes, fields: Fields) -> Iterator[tuple[int, bytes]]:
+    """As `_of`, in the order in which they were stored."""
+    for index, value in sorted(_of(kind, fields), key=lambda item: item[1][:_NUM_DIGITS]):
+        yield index, value[_NUM_DIGITS:]
