@@ -52,7 +52,7 @@ class Course:
         return LONG_ROW if step % self.long_every == 0 else SHORT_ROW
 
 
-_EDGE = Course(num_steps=4500, num_tokens=1280, rate=0.01, long_every=6)
+_EDGE = Course(num_steps=9000, num_tokens=1280, rate=0.01, long_every=6)
 COURSES = {
     "cloud": Course(num_steps=2600, num_tokens=4096, rate=0.008, long_every=3),
     "edge-a": _EDGE,
@@ -126,10 +126,17 @@ def make_step(shape: Shape, course: Course) -> Callable[..., tuple[Weights, Any,
 
 
 def lot_of(model: str, course: Course, seed: int, tokenizer: Tokenizer) -> str:
-    """What a checkpoint must have been made with to be gone on from: shape, seed, tokenizer, and the course but for its
-    length, which only decides when the rate begins to fall."""
-    digest = sha256(tokenizer.to_str().encode()).hexdigest()[:16]
-    return f"{SHAPES[model]} {replace(course, num_steps=0)} seed {seed} tokenizer {digest}"
+    """What a checkpoint must have been made with to be gone on from: shape, seed, lessons as this tokenizer cuts them,
+    and the course but for its length, which only decides when the rate begins to fall."""
+    first = _draw(model, course, seed, tokenizer, 0)
+    digest = sha256(first.tokens.tobytes() + first.targets.tobytes()).hexdigest()[:16]
+    return f"{SHAPES[model]} {replace(course, num_steps=0)} seed {seed} lessons {digest}"
+
+
+def _draw(model: str, course: Course, seed: int, tokenizer: Tokenizer, step: int) -> Rows:
+    row_tokens = course.row_tokens(step)
+    lot = f"{model} {seed} {step}"
+    return draw_rows(model, tokenizer, lot, num_tokens=course.num_tokens, row_tokens=row_tokens)
 
 
 def save_state(path: Path, state: State, lot: str) -> None:
@@ -175,11 +182,7 @@ def train(
     step = make_step(SHAPES[model], course)
     saved_s = time.monotonic()
 
-    def draw(number: int) -> Rows:
-        row_tokens = course.row_tokens(number)
-        lot = f"{model} {seed} {number}"
-        return draw_rows(model, tokenizer, lot, num_tokens=course.num_tokens, row_tokens=row_tokens)
-
+    draw = partial(_draw, model, course, seed, tokenizer)
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(draw, state.step)
         while state.step < course.num_steps:
