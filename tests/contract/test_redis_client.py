@@ -1,0 +1,123 @@
+"""Connections to Redis: what is refused at start, and what becomes of a call that fails or is given up."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pice.errors import ConfigError, TransportError
+from pice.redis_client import Script, connect_redis
+from tests.brokers import redis_url
+from tests.contract.own_redis import OwnRedis, saying
+
+
+@pytest.fixture
+async def own_redis(tmp_path: Path) -> AsyncIterator[OwnRedis]:
+    redis_url()
+    own = OwnRedis(tmp_path)
+    await own.start()
+    yield own
+    await own.stop()
+
+
+async def test_wrong_password_is_refused_at_start(own_redis: OwnRedis) -> None:
+    admin = await connect_redis(own_redis.url)
+    await admin.call("CONFIG", "SET", "requirepass", "right")
+    for password in ("", ":wrong@"):
+        with pytest.raises(ConfigError, match="check user, password and ACL") as refused:
+            await connect_redis(own_redis.url.replace("//", f"//{password}"))
+        assert "wrong" not in str(refused.value).replace("WRONGPASS", "")
+    client = await connect_redis(own_redis.url.replace("//", "//:right@"))
+    assert await client.call("GET", "a") is None
+    await client.close()
+    await admin.close()
+
+
+async def test_redis_that_evicts_is_refused_at_start(own_redis: OwnRedis) -> None:
+    admin = await connect_redis(own_redis.url)
+    await admin.call("CONFIG", "SET", "maxmemory", "64mb")
+    await admin.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    with pytest.raises(ConfigError, match=r"allkeys-lru.*set maxmemory-policy noeviction"):
+        await connect_redis(own_redis.url)
+    await admin.close()
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ("redis_version:6.2.14\r\nmaxmemory:0\r\n", "expected Redis 7.0 or newer, got 6.2.14: upgrade"),
+        ("# Server\r\n", "expected Redis 7.0 or newer, got of no version"),
+        ("redis_version:7.4.0\r\nredis_mode:cluster\r\n", "got a node of a Redis Cluster"),
+    ],
+    ids=["old", "not Redis", "cluster"],
+)
+async def test_server_that_will_not_do_is_refused_at_start(info: str, message: str) -> None:
+    async with saying(info) as url:
+        with pytest.raises(ConfigError, match=message):
+            await connect_redis(url)
+
+
+async def test_address_that_is_none_is_refused_and_one_where_nobody_is_may_be_tried_again() -> None:
+    with pytest.raises(ConfigError, match=r"redis://host:6379/0"):
+        await connect_redis("localhost:6379")
+    async with saying("") as url:
+        pass
+    with pytest.raises(TransportError, match=r"127\.0\.0\.1:\d+ does not answer"):
+        await connect_redis(url)
+
+
+async def test_call_given_up_leaves_its_reply_to_nobody() -> None:
+    client = await connect_redis(redis_url())
+    for number in range(20):
+        given_up = [asyncio.ensure_future(client.call("ECHO", f"{number} {n}")) for n in range(8)]
+        for _ in range(number % 5):
+            await asyncio.sleep(0)
+        for call in given_up:
+            call.cancel()
+        replies = await asyncio.gather(*(client.call("ECHO", n) for n in range(8)))
+        assert replies == [str(n).encode() for n in range(8)]
+        await asyncio.gather(*given_up, return_exceptions=True)
+    await client.close()
+
+
+async def test_line_whose_wait_was_given_up_goes_on() -> None:
+    client = await connect_redis(redis_url())
+    line = client.line()
+    async with asyncio.timeout(10):
+        waiting = asyncio.ensure_future(line.call("BLPOP", "pice-test-nothing", 5))
+        while not waiting.done():
+            if b"cmd=blpop" in await client.call("CLIENT", "LIST"):
+                waiting.cancel()
+            await asyncio.wait([waiting], timeout=0)
+        assert await line.call("ECHO", "a") == b"a"
+    await line.close()
+    await line.close()
+    await client.close()
+
+
+async def test_script_that_redis_forgot_is_sent_again() -> None:
+    client = await connect_redis(redis_url())
+    script = Script("#!lua\nreturn {KEYS[1], ARGV[1], 7}")
+    for _ in range(2):
+        assert await client.run(script, ["a"], ["b"]) == [b"a", b"b", 7]
+        await client.call("SCRIPT", "FLUSH")
+    await client.close()
+
+
+async def test_redis_that_is_only_a_replica_may_be_tried_again(own_redis: OwnRedis) -> None:
+    client = await connect_redis(own_redis.url)
+    await client.call("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(TransportError, match=r"cannot serve now: .*read only replica"):
+        await client.call("SET", "a", "b")
+    await client.call("REPLICAOF", "NO", "ONE")
+    assert await client.call("SET", "a", "b") == b"OK"
+    await client.close()
+
+
+async def test_more_calls_than_connections_wait_for_one() -> None:
+    client = await connect_redis(redis_url())
+    async with asyncio.timeout(30):
+        replies = await asyncio.gather(*(client.call("ECHO", n) for n in range(300)))
+    assert replies == [str(n).encode() for n in range(300)]
+    await client.close()

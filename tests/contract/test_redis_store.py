@@ -1,0 +1,458 @@
+"""What only the store in Redis has: several processes, a memory that ends, a server that goes away."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from pice.core import (
+    Answer,
+    Candidate,
+    Curve,
+    Event,
+    Failure,
+    Message,
+    ModelState,
+    Placement,
+    Plan,
+    Point,
+    Record,
+    Request,
+    Sampling,
+    Segment,
+    SiteState,
+    Span,
+)
+from pice.errors import DecodeError, Full, TransportError
+from pice.message.codec import encode
+from pice.redis_client import RedisClient
+from pice.store.base import Counted, Store, Unwanted
+from pice.store.memory import MemoryStore
+from pice.store.redis import RedisStore
+from pice.store.redis_clock import RedisClock
+from pice.store.redis_record import outcome_of, record_of
+from tests.brokers import redis_url
+from tests.contract.own_redis import OwnRedis
+from tests.contract.redis_stores import keys_of, redis_stores
+
+MESSAGES = (Message("user", "Why?"),)
+REQUEST = Request("r1", MESSAGES, timeout_s=30)
+FAILURE = Failure("r1", "cancelled", "by the user")
+
+
+@pytest.fixture
+async def stores() -> AsyncIterator[tuple[RedisStore, RedisStore]]:
+    async with redis_stores(redis_url(), max_open=2, due_lease_s=30) as make:
+        yield await make(), await make()
+
+
+@pytest.fixture
+async def own_redis(tmp_path: Path) -> AsyncIterator[OwnRedis]:
+    redis_url()
+    own = OwnRedis(tmp_path)
+    await own.start()
+    yield own
+    await own.stop()
+
+
+def segment(index: int = 0, attempt: int = 1) -> Segment:
+    return Segment("r1", attempt, index, "expand", MESSAGES, (), (Point(index, "a", 10),), 10, Sampling(), 99.0)
+
+
+def placement(site: str = "paris") -> Placement:
+    return Placement(site, "m", 0.0, 1.0)
+
+
+def candidate(site: str = "paris", *, attempt: int = 1, index: int = 0) -> Candidate:
+    return Candidate("r1", attempt, index, site, "m", "text")
+
+
+def answer(attempt: int = 1, text: str = "text") -> Answer:
+    return Answer("r1", text, "cloud", "stop", attempt, Plan("cloud", ""))
+
+
+def span(index: int = 0, text: str = "text") -> Span:
+    return Span(index, text, "paris", "m", 0.5)
+
+
+async def placed(store: Store) -> None:
+    assert await store.open(REQUEST)
+    assert await store.begin("r1")
+    assert await store.place(segment(), placement("paris"))
+    assert await store.place(segment(), placement("rome"))
+
+
+async def kinds(store: Store) -> list[str]:
+    async with aclosing(store.follow("r1", until_s=store.now() + 60)) as events:
+        return [event.text or event.kind async for event in events]
+
+
+async def prefix_keys(store: RedisStore) -> list[bytes]:
+    return await keys_of(store._client, f"{store._keys.open.removesuffix(':open')}:*")
+
+
+async def test_change_in_one_store_is_seen_in_another(stores: tuple[RedisStore, RedisStore]) -> None:
+    one, other = stores
+    notices = other.notices()
+    await placed(one)
+    assert not await other.open(REQUEST)
+    assert await other.wanted("r1", 1, 0)
+    assert await other.add_candidate(candidate()) is Counted.NEW
+    assert await other.choose("r1", 1, span())
+    record = await one.record("r1")
+    assert record is not None
+    assert record.segments[0].choice == span()
+    assert not await one.wanted("r1", 1, 0)
+    async with asyncio.timeout(5):
+        assert await notices.receive() == Unwanted("r1", 1, 0)
+    await notices.close()
+
+
+async def test_events_of_one_store_are_followed_in_another(stores: tuple[RedisStore, RedisStore]) -> None:
+    one, other = stores
+    await one.open(REQUEST)
+    await one.begin("r1")
+    async with asyncio.timeout(5):
+        async with asyncio.TaskGroup() as tasks:
+            followers = [tasks.create_task(kinds(store)) for store in (one, other, other)]
+            for text in "abc":
+                await one.emit(Event("r1", "sketch_text", 0.0, 1, text=text))
+            await one.close_request("r1", None, FAILURE)
+    assert [follower.result() for follower in followers] == [["a", "b", "c", "failed"]] * 3
+
+
+async def test_final_event_says_when_and_in_which_attempt(stores: tuple[RedisStore, RedisStore]) -> None:
+    one, other = stores
+    await one.open(REQUEST)
+    await one.begin("r1")
+    await one.begin("r1")
+    before_s = one.now()
+    await one.close_request("r1", None, FAILURE)
+    async with aclosing(other.follow("r1", until_s=other.now())) as events:
+        (final,) = [event async for event in events]
+    assert final == Event("r1", "failed", final.at_s, 2, failure=FAILURE)
+    assert before_s - 1 <= final.at_s <= other.now() + 1
+
+
+async def test_site_seen_by_one_store_is_known_to_another(stores: tuple[RedisStore, RedisStore]) -> None:
+    one, other = stores
+    state = SiteState("paris", "main", 0, (ModelState("m", 4096, 4, Curve((1,), (0.1,))),), one.now())
+    await one.heartbeat(state, ttl_s=30)
+    await one.heartbeat(replace(state, site="gone"), ttl_s=0)
+    assert await other.sites() == [state]
+
+
+async def test_candidate_is_counted_once_by_collectors_at_the_same_time(stores: tuple[RedisStore, RedisStore]) -> None:
+    await placed(stores[0])
+    counted = await asyncio.gather(*(store.add_candidate(candidate()) for store in stores * 8))
+    assert sorted(it.value for it in counted) == ["new"] + ["repeated"] * 15
+
+
+async def test_one_of_many_closers_wins_and_its_outcome_stands(stores: tuple[RedisStore, RedisStore]) -> None:
+    await placed(stores[0])
+    texts = [f"text {number}" for number in range(16)]
+    closed = await asyncio.gather(
+        *(store.close_request("r1", 1, answer(text=text)) for store, text in zip(stores * 8, texts, strict=True))
+    )
+    assert sum(closed) == 1
+    record = await stores[1].record("r1")
+    assert record is not None
+    assert record.outcome == answer(text=texts[closed.index(True)])
+    assert await kinds(stores[1]) == ["answered"]
+
+
+async def test_attempt_begun_in_one_store_fences_that_of_another(stores: tuple[RedisStore, RedisStore]) -> None:
+    one, other = stores
+    await placed(one)
+    attempts = await asyncio.gather(one.begin("r1"), other.begin("r1"))
+    assert sorted(record.attempt for record in attempts if record) == [2, 3]
+    assert not await one.place(segment(1), placement())
+    assert await one.add_candidate(candidate()) is Counted.STALE
+    assert not await one.close_request("r1", 2, answer(2))
+    await one.emit(Event("r1", "sketch_text", 0.0, 2, text="fenced"))
+    assert await other.close_request("r1", 3, answer(3))
+    assert await kinds(one) == ["answered"]
+
+
+async def test_open_requests_of_all_stores_count_together(stores: tuple[RedisStore, RedisStore]) -> None:
+    one, other = stores
+    await one.open(Request("r1", MESSAGES))
+    await other.open(Request("r2", MESSAGES))
+    assert not await other.open(Request("r1", MESSAGES))
+    with pytest.raises(Full):
+        await one.open(Request("r3", MESSAGES))
+    assert await other.close_request("r1", None, FAILURE)
+    assert not await other.open(Request("r1", MESSAGES))
+    assert await other.open(Request("r3", MESSAGES))
+
+
+async def test_request_whose_closer_died_before_it_counted_it_is_counted_by_the_next(
+    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = stores
+
+    async def dies(request_id: str) -> None:
+        raise TransportError("cut off")
+
+    monkeypatch.setattr(one, "_give_back", dies)
+    await one.open(Request("r1", MESSAGES))
+    await one.open(Request("r2", MESSAGES))
+    with pytest.raises(TransportError, match="cut off"):
+        await one.close_request("r1", None, FAILURE)
+    assert not await other.close_request("r1", None, FAILURE)
+    assert await other.open(Request("r3", MESSAGES))
+
+
+async def test_due_request_goes_to_one_collector(stores: tuple[RedisStore, RedisStore]) -> None:
+    one, other = stores
+    takers = [asyncio.ensure_future(store.take_due()) for store in stores]
+    await one.open(Request("r1", MESSAGES, timeout_s=60))
+    await one.set_due("r1", one.now())
+    async with asyncio.timeout(5):
+        done, waiting = await asyncio.wait(takers, return_when=asyncio.FIRST_COMPLETED)
+        assert [taker.result() for taker in done] == [["r1"]]
+        await one.open(Request("r2", MESSAGES, timeout_s=60))
+        await other.set_due("r2", one.now())
+        assert [await taker for taker in waiting] == [["r2"]]
+
+
+async def test_no_more_are_taken_than_asked_for_and_the_soonest_first() -> None:
+    async with redis_stores(redis_url(), due_lease_s=30) as make:
+        store = await make()
+        names = [f"r{number}" for number in range(40)]
+        for number, name in enumerate(names):
+            await store.open(Request(name, MESSAGES, timeout_s=60))
+            await store.set_due(name, store.now() - number)
+        async with asyncio.timeout(5):
+            taken = [await store.take_due(limit=15) for _ in range(3)]
+    assert [len(part) for part in taken] == [15, 15, 10]
+    assert sorted(name for part in taken for name in part) == sorted(names)
+    assert "r39" in taken[0]
+
+
+async def test_waiting_for_what_is_due_asks_redis_seldom(
+    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, asked = stores[0], list[int]()
+    call_all = store._client.call_all
+
+    async def counted(commands: Any) -> list[Any]:
+        asked.append(len(commands))
+        return await call_all(commands)
+
+    monkeypatch.setattr(store._client, "call_all", counted)
+    await store.open(Request("r1", MESSAGES, timeout_s=0.8))
+    async with asyncio.timeout(5):
+        assert await store.take_due() == ["r1"]
+    assert len(asked) <= 8
+
+
+async def test_request_taken_by_a_collector_that_died_is_due_again() -> None:
+    async with redis_stores(redis_url(), due_lease_s=0.05) as make:
+        one, other = await make(), await make()
+        await one.open(REQUEST)
+        await one.set_due("r1", one.now())
+        async with asyncio.timeout(5):
+            assert await one.take_due() == ["r1"]
+            assert await other.take_due() == ["r1"]
+
+
+async def test_keys_of_a_finished_and_of_an_abandoned_request_expire() -> None:
+    async with redis_stores(redis_url(), record_ttl_s=0.05) as make:
+        store = await make()
+        await store.open(Request("abandoned", MESSAGES, timeout_s=0.05))
+        await placed(store)
+        await store.emit(Event("r1", "sketch_text", 0.0, 1, text="a"))
+        assert len([key for key in await prefix_keys(store) if b":r1" in key]) == 2
+        await store.close_request("r1", 1, answer())
+        async with asyncio.timeout(10):
+            while any(b":r1" in key or b":abandoned" in key for key in await prefix_keys(store)):
+                pass
+        assert await store.record("r1") is None
+        assert await kinds(store) == []
+
+
+async def test_every_key_of_a_request_ends_by_itself(stores: tuple[RedisStore, RedisStore]) -> None:
+    store = stores[0]
+    await placed(store)
+    await store.begin("r1")
+    await store.emit(Event("r1", "sketch_text", 0.0, 2, text="a"))
+    await store.set_due("r1", store.now())
+    keys = await prefix_keys(store)
+    assert {key.rsplit(b":", 1)[1] for key in keys} == {b"open", b"due", b"wake", b"news", b"r1"}
+    assert all([0 < await store._client.call("PTTL", key) <= 630_000 for key in keys])
+
+
+async def test_follower_of_a_request_whose_record_goes_ends() -> None:
+    async with redis_stores(redis_url(), record_ttl_s=0.05) as make:
+        store = await make()
+        await store.open(Request("r1", MESSAGES, timeout_s=0.05))
+        async with asyncio.timeout(10):
+            assert await kinds(store) == []
+
+
+async def test_events_kept_are_bounded(stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pice.store.redis._MAX_EVENTS", 100)
+    store = stores[0]
+    await store.open(REQUEST)
+    for number in range(400):
+        await store.emit(Event("r1", "sketch_text", 0.0, 0, text=str(number)))
+    await store.close_request("r1", None, FAILURE)
+    seen = await kinds(store)
+    assert len(seen) <= 250
+    assert seen[-2:] == ["399", "failed"]
+
+
+def moves(random: Random) -> list[tuple[Any, ...]]:
+    """Calls of a store with what they are given, most of them at odds with one another."""
+    attempt, index = random.choice((1, 1, 2)), random.randrange(2)
+    site = random.choice(("paris", "rome"))
+    sealed = {"num_prompt_tokens": 3, "num_output_tokens": 4, "cut": True}
+    return [
+        ("begin", ("r1",), {}),
+        ("planned", ("r1", attempt, Plan("edge", f"{index}")), {}),
+        *[("place", (segment(index, attempt), placement(site)), {})] * 4,
+        ("unplace", (segment(index), placement(site)), {}),
+        *[("add_candidate", (candidate(site, attempt=attempt, index=index),), {})] * 4,
+        ("choose", ("r1", attempt, span(index)), {}),
+        ("wanted", ("r1", attempt, index), {}),
+        ("emit", (Event("r1", "sketch_text", 0.0, attempt, text=site),), {}),
+        *([("seal", ("r1", attempt, (Point(0, "a", 5), Point(1, "b", 6)), 2), sealed)] if index else []),
+    ]
+
+
+def timeless(result: object) -> object:
+    if not isinstance(result, Record):
+        return result
+    return replace(result, opened_s=0.0, deadline_s=0.0, sealed_s=float(bool(result.sealed_s)), begun_s=0.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_any_calls_do_as_in_the_store_in_memory(seed: int, stores: tuple[RedisStore, RedisStore]) -> None:
+    random, memory = Random(seed), MemoryStore()
+    for store in (memory, stores[0]):
+        await store.open(REQUEST)
+        assert await store.begin("r1")
+        for index in (0, 1):
+            assert await store.place(segment(index), placement("rome"))
+    for _ in range(60):
+        name, args, options = random.choice(moves(random))
+        expected, got = [await getattr(store, name)(*args, **options) for store in (memory, random.choice(stores))]
+        assert timeless(got) == timeless(expected), name
+        assert timeless(await stores[1].record("r1")) == timeless(await memory.record("r1")), name
+    for store in (memory, stores[0]):
+        await store.close_request("r1", None, answer())
+    assert timeless(await stores[1].record("r1")) == timeless(await memory.record("r1"))
+    assert await kinds(stores[1]) == await kinds(memory)
+
+
+async def filled(store: RedisStore) -> tuple[list[str], Full]:
+    """The requests that were opened until Redis was full, and how it said so."""
+    opened = list[str]()
+    while len(opened) < 1000:
+        try:
+            await store.open(Request(f"r{len(opened)}", (Message("user", "?" * 100_000),)))
+        except Full as refused:
+            return opened, refused
+        opened.append(f"r{len(opened)}")
+    raise AssertionError("it is not full")
+
+
+async def test_full_redis_refuses_lets_requests_end_and_recovers(own_redis: OwnRedis) -> None:
+    async with redis_stores(own_redis.url, record_ttl_s=0.05) as make:
+        store = await make()
+        await store._client.call("CONFIG", "SET", "maxmemory", "4mb")
+        opened, refused = await filled(store)
+        assert refused.retry_after_s > 0
+        assert await store._client.call("ZCARD", store._keys.open) == len(opened)
+        await store._client.call("CONFIG", "SET", "maxmemory", "1mb")
+        for refusing in (store.open(REQUEST), store.begin("r0"), store.emit(Event("r0", "sketch_text", 0.0, 0))):
+            with pytest.raises(Full):
+                await refusing
+        await store.set_due("r0", store.now())
+        assert await store.take_due() == ["r0"]
+        for name in opened:
+            assert await store.close_request(name, None, Failure(name, "cancelled", ""))
+        await store._client.call("CONFIG", "SET", "maxmemory", "4mb")
+        async with asyncio.timeout(10):
+            while not await opens(store):
+                pass
+
+
+async def opens(store: RedisStore) -> bool:
+    try:
+        return await store.open(REQUEST)
+    except Full:
+        return False
+
+
+async def test_redis_that_restarts_is_survived(own_redis: OwnRedis) -> None:
+    async with redis_stores(own_redis.url) as make:
+        store = await make()
+        notices = store.notices()
+        news = asyncio.ensure_future(notices.receive())
+        assert await store.open(REQUEST)
+        following, taking = asyncio.ensure_future(kinds(store)), asyncio.ensure_future(store.take_due())
+        await own_redis.stop()
+        for waiting in (following, taking):
+            with pytest.raises(TransportError, match=r"127\.0\.0\.1"):
+                await waiting
+        for call in (store.open(REQUEST), store.record("r1"), store.sites(), store.wanted("r1", 1, 0)):
+            with pytest.raises(TransportError, match=r"127\.0\.0\.1"):
+                await call
+        await own_redis.start()
+        assert await store.record("r1") is None
+        await placed(store)
+        await store.set_due("r1", store.now())
+        assert await store.close_request("r1", 1, answer())
+        assert await kinds(store) == ["answered"]
+        async with asyncio.timeout(10):
+            assert await news == Unwanted("r1", 1)
+        await notices.close()
+
+
+async def test_store_that_is_closed_says_so(stores: tuple[RedisStore, RedisStore]) -> None:
+    await stores[0].close()
+    for call in (stores[0].open(REQUEST), stores[0].take_due()):
+        with pytest.raises(TransportError, match="is closed"):
+            await call
+    assert await stores[1].open(REQUEST)
+
+
+async def test_clock_follows_redis_and_never_goes_back() -> None:
+    class Fixed(RedisClient):
+        seconds = 1000
+
+        async def call(self, *words: object) -> Any:
+            return [str(self.seconds).encode(), b"500000"]
+
+    client = Fixed("redis://127.0.0.1:1/0")
+    clock = RedisClock(client)
+    await clock.refresh()
+    first = clock.now()
+    assert 1000.5 <= first < 1060
+    client.seconds = 900
+    await clock.refresh()
+    assert clock._offset_s + asyncio.get_running_loop().time() > 1000
+    clock._read_s -= 11
+    await clock.refresh()
+    assert clock._offset_s + asyncio.get_running_loop().time() < 1000
+    assert clock.now() >= first
+    client.seconds = 2000
+    clock._read_s -= 11
+    await clock.refresh()
+    assert clock.now() >= 2000.5
+    await client.close()
+
+
+def test_what_is_no_record_is_undecodable() -> None:
+    for fields in ({}, {b"request": b"junk"}, {b"request": b"\x80"}):
+        with pytest.raises(DecodeError):
+            record_of(fields)
+    with pytest.raises(DecodeError, match="got a Segment"):
+        outcome_of(encode(segment()))
