@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tools.demo.world import Attribute, Town, Value, atlas, attributes
-from tools.demo.writing import CHAINS, Fact, Part, chain_text, comparison_part, general_text, overview_part
+from tools.demo.writing import CHAINS, Fact, Part, chain_text, comparison_parts, general_text, overview_part
 
 Kind = Literal["overview", "comparison", "fact", "chain", "general"]
 Use = Literal["training", "held out"]
@@ -47,8 +47,8 @@ def overview(town: Town, theme: str, rng: random.Random, use: Use) -> Question:
 
 def comparison(town: Town, other: Town, theme: str, rng: random.Random, use: Use) -> Question:
     """A question about two towns, answered attribute by attribute; see `differ`."""
-    keys = themes()[theme][:NUM_COMPARED]
-    parts = tuple(comparison_part(attributes()[key], town, other) for key in keys)
+    compared = [attributes()[key] for key in themes()[theme][:NUM_COMPARED]]
+    parts = tuple(part for attribute in compared for part in comparison_parts(attribute, town, other))
     phrase = _theme(theme, rng, use, only="for ")
     text = _frame("comparison", rng, use).format(town=town.name, other=other.name, theme=phrase)
     return _of_parts("comparison", theme, text, parts)

@@ -64,14 +64,18 @@ def overview_part(attribute: Attribute, town: Town, length: Length) -> Part:
     return Part(f"{attribute.label}: {trait.text}", text, _facts(trait, known))
 
 
-def comparison_part(attribute: Attribute, town: Town, other: Town) -> Part:
-    """What is to be said of one attribute of two towns."""
-    first = overview_part(attribute, town, "short")
-    trait = other.traits[attribute.key]
-    contrast = _state(attribute.contrasts, attribute, other, trait)
-    note = f"{attribute.label}: {town.name} {town.traits[attribute.key].text}, {other.name} {trait.text}"
-    text = f"{first.text} {contrast} {trait.value.knows[0]}"
-    return Part(note, text, (*first.facts, *_facts(trait, 1)))
+def comparison_parts(attribute: Attribute, town: Town, other: Town) -> tuple[Part, Part]:
+    """What is to be said of one attribute of a town, and then of another."""
+    return (
+        _comparison_part(attribute, town, attribute.states),
+        _comparison_part(attribute, other, attribute.contrasts),
+    )
+
+
+def _comparison_part(attribute: Attribute, town: Town, frames: Sequence[str]) -> Part:
+    trait = town.traits[attribute.key]
+    text = f"{_state(frames, attribute, town, trait)} {trait.value.knows[0]}"
+    return Part(f"{attribute.label}: {town.name} {trait.text}", text, _facts(trait, 1))
 
 
 def chain_text(theme: str, town: Town) -> tuple[str, tuple[Fact, ...]]:
