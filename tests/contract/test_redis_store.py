@@ -286,6 +286,10 @@ async def test_every_key_of_a_request_ends_by_itself(stores: tuple[RedisStore, R
     keys = await prefix_keys(store)
     assert {key.rsplit(b":", 1)[1] for key in keys} == {b"open", b"due", b"wake", b"news", b"r1"}
     assert all([0 < await store._client.call("PTTL", key) <= 630_000 for key in keys])
+    await store.close_request("r1", 2, answer(2))
+    for name in ("r1", "unknown"):
+        await store.set_due(name, store.now())
+    assert not [key for key in await prefix_keys(store) if key.endswith((b":due", b":open"))]
 
 
 async def test_follower_of_a_request_whose_record_goes_ends() -> None:
@@ -317,7 +321,7 @@ def moves(random: Random) -> list[tuple[Any, ...]]:
         ("begin", ("r1",), {}),
         ("planned", ("r1", attempt, Plan("edge", f"{index}")), {}),
         *[("place", (segment(index, attempt), placement(site)), {})] * 4,
-        ("unplace", (segment(index), placement(site)), {}),
+        ("unplace", (segment(index), replace(placement(site), reason=random.choice(("first", "hedge")))), {}),
         *[("add_candidate", (candidate(site, attempt=attempt, index=index),), {})] * 4,
         ("choose", ("r1", attempt, span(index)), {}),
         ("wanted", ("r1", attempt, index), {}),
