@@ -100,8 +100,9 @@ class MemoryStore:
 
     async def unplace(self, segment: Segment, placement: Placement) -> None:
         entry = self._open_entry(segment.request_id, segment.attempt)
-        if entry and placement in (placements := entry.record.segments[segment.index].placements):
-            placements.remove(placement)
+        known = entry.record.segments.get(segment.index) if entry else None
+        if known and placement in known.placements:
+            known.placements.remove(placement)
 
     async def seal(
         self,

@@ -145,6 +145,14 @@ async def test_placement_taken_back_can_be_made_again(store: Store) -> None:
     assert await store.place(segment(), placement("paris"))
 
 
+async def test_taking_back_what_was_never_placed_changes_nothing(store: Store) -> None:
+    await placed(store, "paris")
+    await store.unplace(replace(segment(), index=9), placement("paris"))
+    await store.unplace(segment(), placement("rome"))
+    assert (record := await store.record("r1")) is not None
+    assert [one.site for one in record.segments[0].placements] == ["paris"]
+
+
 async def test_first_choice_stands(store: Store) -> None:
     await placed(store, "paris")
     assert await store.choose("r1", 1, span(text="first"))
@@ -279,9 +287,11 @@ async def test_memory_of_due_times_does_not_grow_with_their_changes() -> None:
         await store.set_due("r1", store.now() + 20 - number / 1000)
     assert len(store._due) <= 64 + 4 * 2 + 1
     await store.set_due("r1", store.now())
+    taken = list[str]()
     async with asyncio.timeout(5):
-        assert await store.take_due() == ["r1"]
-        assert await store.take_due() == ["r2"]
+        while len(taken) < 2:
+            taken += await store.take_due()
+    assert sorted(taken) == ["r1", "r2"]
 
 
 async def test_memory_of_notices_is_of_the_latest_1024() -> None:
