@@ -77,6 +77,14 @@ class RedisClient(RedisLine):
         except _Unknown:
             return await self.call("EVAL", script.source, len(keys), *keys, *words)
 
+    async def run_all(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Word]]]) -> list[Any]:
+        """What the script returns for each of these keys and words, sent together."""
+        counted = [(len(keys), *keys, *words) for keys, words in calls]
+        try:
+            return await self.call_all([("EVALSHA", script.sha, *it) for it in counted])
+        except _Unknown:
+            return await self.call_all([("EVAL", script.source, *it) for it in counted])
+
     async def call_all(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
         """The replies to commands that are sent together."""
         if self._is_closed:

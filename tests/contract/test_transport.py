@@ -9,16 +9,21 @@ from pice.errors import Full, MessageTooLarge, TransportError
 from pice.transport.base import Delivery, Subscription, Transport
 from pice.transport.memory import MemoryTransport
 from tests.contract.kafka_transport import TOPIC, kafka_transport
+from tests.contract.redis_transports import redis_transport
 
 OWNS = "a group hands out partitions, not messages, and a member keeps its partitions while it waits for nothing"
 
 
-@pytest.fixture(params=["memory", "kafka"])
+@pytest.fixture(params=["memory", "kafka", "redis"])
 async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
     if request.param == "kafka":
         async with kafka_transport(max_bytes=1000) as transport:
             if why := request.node.get_closest_marker("not_on_kafka"):
                 pytest.skip(f"not on Kafka: {why.args[0]}")
+            yield transport
+        return
+    if request.param == "redis":
+        async with redis_transport(max_messages=100, max_bytes=1000) as transport:
             yield transport
         return
     memory = MemoryTransport(max_messages=100, max_bytes=1000)

@@ -1,0 +1,29 @@
+"""Transports on one Redis under a prefix of their own, of which nothing is left behind."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from uuid import uuid4
+
+import pytest
+
+from pice.transport.base import Transport
+from tests.brokers import redis_url
+
+
+@asynccontextmanager
+async def redis_transport(*, max_messages: int, max_bytes: int) -> AsyncIterator[Transport]:
+    """Closed at the end, and its keys deleted."""
+    pytest.importorskip("redis", reason="redis is not installed: pip install 'pice[cluster]'")
+    from pice.redis_client import connect_redis
+    from pice.transport.redis import RedisTransport
+
+    prefix = f"pice-test-{uuid4().hex}"
+    async with AsyncExitStack() as stack:
+        client = await connect_redis(redis_url())
+        stack.push_async_callback(client.close)
+        transport = RedisTransport(client, prefix=prefix, max_messages=max_messages, max_bytes=max_bytes)
+        try:
+            yield transport
+        finally:
+            await transport.close()
+            await client.call("DEL", *await client.call("KEYS", f"{prefix}:*"))
