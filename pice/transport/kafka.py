@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,6 +25,7 @@ from pice.transport.kafka_ledger import Ledger, commits, read_ledger
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 0.5
 _OVERHEAD = 4096
 """Bytes allowed for a record's frame, key and headers beyond its payload."""
 
@@ -115,6 +116,7 @@ class KafkaSubscription:
         self._arrived: deque[Any] = deque()
         self._again: deque[Delivery] = deque()
         self._settled = False
+        self._refused: TransportError | None = None
         self._changed = asyncio.Event()
         self._dirty = asyncio.Event()
         self._committer: asyncio.Task[None] | None = None
@@ -144,7 +146,7 @@ class KafkaSubscription:
         if partition is None:
             self._consumer.subscribe([self._topic], listener=_Listener(self))
         else:
-            await self.take_over([partition])
+            await self.settle([partition])
             self._consumer.assign([TopicPartition(self._topic, partition)])
         self._committer = asyncio.create_task(self._commit_changes())
 
@@ -175,6 +177,21 @@ class KafkaSubscription:
         self._settled = True
         self._changed.set()
 
+    async def settle(self, partitions: Sequence[int]) -> None:
+        """Takes over what the group has given, however often that must be tried: nothing is read before. Where it
+        never can be, whoever receives is told."""
+        while not self._closed:
+            try:
+                await self.take_over(partitions)
+                break
+            except KafkaError as error:
+                if not error.retriable:
+                    self._refused = TransportError(f"{self._topic}: group {self._group} cannot be read: {error}")
+                    self._changed.set()
+                    break
+                log.warning("%s: group %s: %s; tried again in %g s", self._topic, self._group, error, _RETRY_S)
+                await asyncio.sleep(_RETRY_S)
+
     async def give_up(self, partitions: Iterable[int]) -> None:
         """Commits what is finished of these partitions and forgets them; what is outstanding goes to others. Nothing
         is handed out until it is known what of the new ones is left: records may come before that."""
@@ -188,6 +205,8 @@ class KafkaSubscription:
     async def receive(self) -> Delivery:
         while not self._closed:
             self._changed.clear()
+            if self._refused:
+                raise self._refused
             if len(self._outstanding) >= self._prefetch or not self._settled:
                 await self._changed.wait()
             elif self._again:
@@ -268,7 +287,8 @@ class KafkaSubscription:
             try:
                 await self._commit()
             except TransportError as error:
-                log.warning("%s: group %s: %s; the next commit tries again", self._topic, self._group, error)
+                log.warning("%s: group %s: %s; tried again in %g s", self._topic, self._group, error, _RETRY_S)
+                asyncio.get_running_loop().call_later(_RETRY_S, self._dirty.set)
 
     async def _commit(self) -> None:
         offsets = {
@@ -291,7 +311,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
             await self._subscription.give_up([each.partition for each in revoked])
 
     async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-        await self._subscription.take_over([each.partition for each in assigned])
+        await self._subscription.settle([each.partition for each in assigned])
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
 """What only Kafka has: positions, partitions that change hands, records that outlive those who read them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,65 @@ async def test_messages_of_one_key_share_a_partition(transport: Transport) -> No
     subscription = await transport.subscribe(TOPIC, group="g")
     found = {(each.key, each.partition) for each in await receive(subscription, 6)}
     assert len(found) == len({key for key, _ in found}) == 2
+
+
+async def test_commit_that_failed_is_made_again(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aiokafka.errors import KafkaError
+
+    await publish(transport, 2)
+    subscription: Any = await transport.subscribe(TOPIC, group="g", partition=0)
+    real, committed = subscription._consumer.commit, asyncio.Event()
+    failures = iter([KafkaError("not now")] * 2)
+
+    async def commit(offsets: Any) -> None:
+        if error := next(failures, None):
+            raise error
+        await real(offsets)
+        if [each.offset for each in offsets.values()] == [1]:
+            committed.set()
+
+    monkeypatch.setattr(subscription._consumer, "commit", commit)
+    first, _ = await receive(subscription, 2)
+    await subscription.ack(first)
+    async with asyncio.timeout(10):
+        await committed.wait()
+
+
+async def test_member_that_may_not_read_its_group_says_so(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aiokafka.errors import GroupAuthorizationFailedError
+
+    from pice.transport.kafka import KafkaSubscription
+
+    async def take_over(self: KafkaSubscription, partitions: Iterable[int]) -> None:
+        raise GroupAuthorizationFailedError
+
+    monkeypatch.setattr(KafkaSubscription, "take_over", take_over)
+    for partition in (None, 0):
+        subscription = await transport.subscribe(TOPIC, group="g", partition=partition)
+        with pytest.raises(TransportError, match="cannot be read"):
+            await receive(subscription, 1)
+
+
+async def test_member_that_cannot_learn_what_is_left_tries_again(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aiokafka.errors import GroupCoordinatorNotAvailableError
+
+    from pice.transport.kafka import KafkaSubscription
+
+    real, failures = KafkaSubscription.take_over, iter([GroupCoordinatorNotAvailableError()])
+
+    async def take_over(self: KafkaSubscription, partitions: Iterable[int]) -> None:
+        if error := next(failures, None):
+            raise error
+        await real(self, partitions)
+
+    monkeypatch.setattr(KafkaSubscription, "take_over", take_over)
+    await publish(transport, 1)
+    subscription = await transport.subscribe(TOPIC, group="g")
+    assert [each.payload for each in await receive(subscription, 1)] == [b"0"]
 
 
 @pytest.mark.parametrize(("topic", "partition"), [("pice.nowhere", None), ("pice.nowhere", 0), (TOPIC, 7)])
