@@ -1,5 +1,6 @@
 """Connections to Redis, with its errors as ours. Nothing else imports the `redis` package."""
 
+import asyncio
 import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -150,9 +151,15 @@ class _Unknown(TransportError):
 
 @contextmanager
 def _mapped(address: str) -> Generator[None]:
-    """Turns the errors of Redis into ours; what is left is a bug of ours and goes through."""
+    """Turns the errors of Redis into ours; what is left is a bug of ours and goes through.
+    A cancellation stands, though asyncio.wait_for, with which connections are made, may lose one before Python 3.12.
+    """
+    task = asyncio.current_task()
+    num_cancelled = task.cancelling() if task else 0
     try:
         yield
+        if task and task.cancelling() > num_cancelled:
+            raise asyncio.CancelledError
     except (refusals.AuthenticationError, refusals.AuthorizationError, refusals.NoPermissionError) as error:
         raise ConfigError(f"{address} refuses us: {error}: check user, password and ACL") from error
     except refusals.OutOfMemoryError as error:

@@ -81,6 +81,20 @@ async def test_call_given_up_leaves_its_reply_to_nobody() -> None:
     await client.close()
 
 
+async def test_call_given_up_while_it_connects_is_cancelled() -> None:
+    client = await connect_redis(redis_url())
+    for number in range(20):
+        line = client.line()
+        waiting = asyncio.ensure_future(line.call("BLPOP", "pice-test-nothing", 0.05))
+        for _ in range(number):
+            await asyncio.sleep(0)
+        assert waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        await line.close()
+    await client.close()
+
+
 async def test_line_whose_wait_was_given_up_goes_on() -> None:
     client = await connect_redis(redis_url())
     line = client.line()
