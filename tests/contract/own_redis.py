@@ -10,16 +10,17 @@ from tools.brokers.redis_server import start_redis
 
 
 class OwnRedis:
-    """Runs on one port from `start` to `stop`, any number of times; empty after each start."""
+    """Runs on one port from `start` to `stop`, any number of times; empty after each start unless it `keeps`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keeps: bool = False) -> None:
         self._folder = folder
+        self._keeps = keeps
         self._port = free_port()
         self._program: Program | None = None
         self.url = f"redis://127.0.0.1:{self._port}/0"
 
     async def start(self) -> None:
-        self._program = await asyncio.to_thread(start_redis, self._folder, self._port)
+        self._program = await asyncio.to_thread(start_redis, self._folder, self._port, keeps=self._keeps)
 
     async def stop(self) -> None:
         """May be called twice."""
