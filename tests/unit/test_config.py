@@ -218,7 +218,7 @@ FAULTS = [
     ("ensemble.weights.agreemnt=1", "ensemble.weights.agreemnt is not known: did you mean agreement?"),
     (
         "cloud.prompts=terse",
-        "cloud.prompts expected the name of a built-in set (default) or a path to a .toml file, got 'terse'",
+        "cloud.prompts expected the name of a built-in set (default, demo) or a path to a .toml file, got 'terse'",
     ),
     (
         "sites.lyon.prompts=/no/set.toml",
