@@ -100,11 +100,12 @@ class RedisSubscription:
             raise self._failure
 
     async def _settle(self, delivery: Delivery, tell: Callable[[], Awaitable[None]]) -> None:
-        """Until Redis was told, a delivery stays outstanding."""
+        """Until Redis was told, a delivery stays outstanding; it may have come here again by then."""
         place = (delivery.partition, delivery.position)
-        if place in self._outstanding:
+        if (told := self._outstanding.get(place)) is not None:
             await self._insist(tell)
-            self._outstanding.pop(place, None)
+            if self._outstanding.get(place) is told:
+                del self._outstanding[place]
             self._changed.set()
 
     async def _insist(self, tell: Callable[[], Awaitable[None]]) -> None:

@@ -1,7 +1,7 @@
 """What the queue on Redis does beside the contract: the dead, the slow, a server that goes away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,6 +13,7 @@ from pice.errors import ConfigError, Full, TransportError
 from pice.redis_client import RedisClient, connect_redis
 from pice.transport.base import Delivery, Subscription
 from pice.transport.redis import RedisTransport
+from pice.transport.redis_member import Member, Taken
 from pice.transport.redis_subscription import RedisSubscription
 from tests.brokers import redis_url
 from tests.contract.own_redis import OwnRedis
@@ -181,23 +182,67 @@ async def test_what_nobody_received_goes_back_uncounted(make: Make) -> None:
 
 async def test_message_lost_on_its_way_here_is_taken_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = make()
-    subscription = await transport.subscribe(TOPIC, group="g")
-    assert isinstance(subscription, RedisSubscription)
-    member, asked = subscription._member, asyncio.Event()
-    whole = member.take
+    whole, asked = Member.take, asyncio.Event()
 
-    async def take_and_lose(*words: object) -> object:
-        taken = await whole(*words)  # type: ignore[arg-type]  # passed on as they came
+    async def take_and_lose(member: Member, shards: Sequence[int], count: int) -> dict[int, Taken]:
+        taken = await whole(member, shards, count)
         if any(it.deliveries for it in taken.values()) and not asked.is_set():
             asked.set()
             raise TransportError("the reply was lost")
         return taken
 
-    monkeypatch.setattr(type(member), "take", lambda _, *words: take_and_lose(*words))
+    monkeypatch.setattr(Member, "take", take_and_lose)
+    subscription = await transport.subscribe(TOPIC, group="g")
     await transport.publish(TOPIC, b"a")
     (delivery,) = await take(subscription)
     assert asked.is_set()
     assert (delivery.payload, delivery.num_deliveries) == (b"a", 1)
+
+
+async def test_message_that_is_back_before_its_release_was_confirmed_can_be_acknowledged(
+    make: Make, client: RedisClient, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = await make().subscribe(TOPIC, group="g")
+    await make().publish(TOPIC, b"a")
+    (delivery,) = await take(subscription)
+    whole, is_back = Member.release, asyncio.Event()
+
+    async def release_slowly(member: Member, delivery: Delivery, delay_s: float) -> None:
+        await whole(member, delivery, delay_s)
+        await is_back.wait()
+
+    monkeypatch.setattr(Member, "release", release_slowly)
+    releasing = asyncio.ensure_future(subscription.release(delivery))
+    (again,) = await take(subscription)
+    is_back.set()
+    await releasing
+    await subscription.ack(again)
+    assert await client.call("XLEN", f"{prefix}:{{00}}:stream:{TOPIC}") == 0
+
+
+async def test_dead_are_parted_only_after_a_whole_heartbeat_in_touch_with_redis(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parted, is_away = Member.beat, asyncio.Queue[bool](), asyncio.Event()
+
+    async def beat(member: Member, *, part_dead: bool) -> None:
+        parted.put_nowait(part_dead)
+        if is_away.is_set():
+            is_away.clear()
+            raise TransportError("Redis is away")
+        await whole(member, part_dead=part_dead)
+
+    monkeypatch.setattr(Member, "beat", beat)
+    await make().subscribe(TOPIC, group="g")
+    async with asyncio.timeout(20):
+        assert not await parted.get()
+        while not await parted.get():
+            pass
+        is_away.set()
+        await parted.get()
+        assert [await parted.get(), await parted.get()] == [False, False]
+        while not await parted.get():
+            pass
 
 
 @pytest.mark.parametrize("gone", ["group", "stream"])
