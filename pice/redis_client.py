@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +18,11 @@ OLDEST = (7, 0)
 _NUM_CONNECTIONS = 64
 _TIMEOUT_S = 5.0
 _FULL_RETRY_S = 1.0
-_AWAY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "UNBLOCKED", "BUSY")
-"""How Redis begins its refusals of a command that it may take later."""
+_IS_AWAY = re.compile(
+    r"""(?:^|caused error: \(?['"]?)"""
+    "(?:LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|NOREPLICAS|UNBLOCKED|BUSY)"
+)
+"""How Redis begins its refusals of a command that it may take later; of one among several its client first says which."""
 
 Word = str | bytes | int | float
 
@@ -167,7 +171,7 @@ def _mapped(address: str) -> Generator[None]:
     except refusals.NoScriptError as error:
         raise _Unknown(str(error)) from error
     except refusals.ResponseError as error:
-        if isinstance(error, refusals.ReadOnlyError) or str(error).startswith(_AWAY):
+        if isinstance(error, refusals.ReadOnlyError) or _IS_AWAY.search(str(error)):
             raise TransportError(f"{address} cannot serve now: {error}") from error
         raise
     except (refusals.ConnectionError, refusals.TimeoutError, refusals.InvalidResponse, OSError) as error:

@@ -135,3 +135,17 @@ async def test_more_calls_than_connections_wait_for_one() -> None:
         replies = await asyncio.gather(*(client.call("ECHO", n) for n in range(300)))
     assert replies == [str(n).encode() for n in range(300)]
     await client.close()
+
+
+@pytest.mark.parametrize(
+    "before", ["", "Command # 1 (EVALSHA a) of pipeline caused error: ('"], ids=["alone", "one of many"]
+)
+async def test_refusal_of_a_redis_that_cannot_serve_now_may_be_tried_again(before: str) -> None:
+    from redis.exceptions import ResponseError
+
+    from pice.redis_client import _mapped
+
+    with pytest.raises(TransportError, match="cannot serve now"), _mapped("Redis"):
+        raise ResponseError(f"{before}MISCONF cannot write to disk")
+    with pytest.raises(ResponseError, match="wrong kind"), _mapped("Redis"):
+        raise ResponseError(f"{before}WRONGTYPE wrong kind of value, not BUSY")
