@@ -22,7 +22,7 @@ _IS_AWAY = re.compile(
     r"""(?:^|caused error: \(?['"]?)"""
     "(?:LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|NOREPLICAS|UNBLOCKED|BUSY)"
 )
-"""How Redis begins its refusals of a command that it may take later; of one among several its client first says which."""
+"""How Redis refuses what it may take later; of one command among several its client first says which."""
 
 Word = str | bytes | int | float
 
