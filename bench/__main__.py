@@ -4,6 +4,7 @@ import typer
 
 from bench import agreement, demo, eager, engine, pipeline, threads
 from bench.report import QuickOption
+from pice.errors import ConfigError
 
 COMMANDS = {
     "pipeline": pipeline.command,
@@ -24,8 +25,11 @@ def everything(context: typer.Context, quick: QuickOption = False) -> None:
     """Runs one benchmark, or without a name all of them, one after another."""
     context.default_map = {name: {"quick": quick} for name in COMMANDS}
     if context.invoked_subcommand is None:
-        for run in COMMANDS.values():
-            run(quick=quick)
+        for name, run in COMMANDS.items():
+            try:
+                run(quick=quick)
+            except ConfigError as error:
+                print(f"{name} is left out: {error}")
 
 
 if __name__ == "__main__":

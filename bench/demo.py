@@ -5,6 +5,8 @@ from operator import attrgetter
 from statistics import fmean
 from typing import Any
 
+import typer
+
 from bench.demo_run import Asked, Load, Run, play
 from bench.demo_systems import systems
 from bench.report import (
@@ -188,3 +190,7 @@ def _e2e_s(run: Run) -> float:
 
 def _ttft_s(run: Run) -> float:
     return over(one.ttft_s for one in run.asked if one.load == "single" and one.kind == "overview").median
+
+
+if __name__ == "__main__":
+    typer.run(command)

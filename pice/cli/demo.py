@@ -1,4 +1,4 @@
-"""The models that ship with PICE: what they can be asked, and a tour that shows them beside their cloud model alone."""
+"""The demo models: what they can be asked, and a tour that shows them beside their cloud model alone."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -21,7 +21,7 @@ from pice.pipeline import Pipeline
 
 TOUR: Sequence[Kind] = ("overview", "fact", "chain")
 
-commands = typer.Typer(help="The models that ship with PICE.", no_args_is_help=True)
+commands = typer.Typer(help="The models of the imaginary atlas (docs/demo-models.md).", no_args_is_help=True)
 
 
 @commands.command()

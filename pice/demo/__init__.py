@@ -1,1 +1,1 @@
-"""What ships for trying PICE with nothing to download: small models of an imaginary atlas, and questions about it."""
+"""For trying PICE with nothing to download: settings for small models of an imaginary atlas, and questions about it."""

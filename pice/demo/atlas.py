@@ -81,7 +81,7 @@ class Atlas:
 
 @cache
 def atlas() -> Atlas:
-    """The atlas that ships."""
+    """The atlas with its questions."""
     data = orjson.loads((FOLDER / _DATA).read_bytes())
     return Atlas(
         towns=tuple(data["towns"]),

@@ -7,7 +7,6 @@ nothing here raises `Full`.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -196,7 +195,7 @@ class KafkaSubscription:
         """Commits what is finished of these partitions and forgets them; what is outstanding goes to others. Nothing
         is handed out until it is known what of the new ones is left: records may come before that."""
         self._settled = False
-        await self._commit()
+        await self._try_to_commit("others do again what is not committed")
         for partition in partitions:
             self._ledgers.pop(partition, None)
         self._outstanding = {key: kept for key, kept in self._outstanding.items() if key[0] in self._ledgers}
@@ -241,8 +240,7 @@ class KafkaSubscription:
         if self._committer:
             self._committer.cancel()
             await asyncio.gather(self._committer, return_exceptions=True)
-        with contextlib.suppress(TransportError):
-            await self._commit()
+        await self._try_to_commit("others do again what is not committed")
         await self._consumer.stop()
 
     async def _fetch(self) -> None:
@@ -284,11 +282,17 @@ class KafkaSubscription:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            try:
-                await self._commit()
-            except TransportError as error:
-                log.warning("%s: group %s: %s; tried again in %g s", self._topic, self._group, error, _RETRY_S)
+            if not await self._try_to_commit("tried again soon"):
                 asyncio.get_running_loop().call_later(_RETRY_S, self._dirty.set)
+
+    async def _try_to_commit(self, otherwise: str) -> bool:
+        """Whether it went well; if not, the log says why, and what becomes of it."""
+        try:
+            await self._commit()
+        except TransportError as error:
+            log.warning("%s: group %s: %s; %s", self._topic, self._group, error, otherwise)
+            return False
+        return True
 
     async def _commit(self) -> None:
         offsets = {
@@ -307,8 +311,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
         self._subscription = subscription
 
     async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        with contextlib.suppress(TransportError):
-            await self._subscription.give_up([each.partition for each in revoked])
+        await self._subscription.give_up([each.partition for each in revoked])
 
     async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         await self._subscription.settle([each.partition for each in assigned])

@@ -31,7 +31,7 @@ async def kafka_transport(*, max_bytes: int = 1 << 20) -> AsyncIterator[Transpor
     await admin.create_topics([NewTopic(prefix + TOPIC, NUM_PARTITIONS, 1)])
     async with asyncio.timeout(10):
         while (await admin.describe_topics([prefix + TOPIC]))[0]["error_code"]:
-            """It is made, and not known everywhere yet."""
+            continue  # it is made, and not known everywhere yet
     transport = KafkaTransport(options, prefix=prefix, max_bytes=max_bytes)
     await transport.start()
     try:

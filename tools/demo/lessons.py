@@ -162,7 +162,7 @@ def _chain(source: _Source) -> Question:
 def _general(source: _Source) -> Question:
     attribute = source.attribute()
     values = [value for value in attribute.values if value not in source.withheld]
-    return questions.general(attribute, source.rng.choice(values))
+    return questions.general(source.rng.choice(values))
 
 
 def _answered(question: Question) -> Lesson:

@@ -21,11 +21,9 @@ _NUM_HELD_OUT_FACTS = 2
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`parts` are the independent parts of the answer; empty where it is not made of such. `theme` is an attribute's
-    key for a question about a single fact or about a value."""
+    """`parts` are the independent parts of the answer; empty where it is not made of such."""
 
     kind: Kind
-    theme: str
     text: str
     answer: str
     facts: tuple[Fact, ...]
@@ -42,7 +40,7 @@ def overview(town: Town, theme: str, rng: random.Random, use: Use) -> Question:
     """A question that takes a long answer of independent parts."""
     parts = tuple(overview_part(attributes()[key], town, "long") for key in themes()[theme])
     text = _frame("overview", rng, use).format(town=town.name, theme=_theme(theme, rng, use))
-    return _of_parts("overview", theme, text, parts)
+    return _of_parts("overview", text, parts)
 
 
 def comparison(town: Town, other: Town, theme: str, rng: random.Random, use: Use) -> Question:
@@ -51,7 +49,7 @@ def comparison(town: Town, other: Town, theme: str, rng: random.Random, use: Use
     parts = tuple(part for attribute in compared for part in comparison_parts(attribute, town, other))
     phrase = _theme(theme, rng, use, only="for ")
     text = _frame("comparison", rng, use).format(town=town.name, other=other.name, theme=phrase)
-    return _of_parts("comparison", theme, text, parts)
+    return _of_parts("comparison", text, parts)
 
 
 def differ(town: Town, other: Town, theme: str) -> bool:
@@ -63,19 +61,19 @@ def fact(town: Town, attribute: Attribute, rng: random.Random, use: Use) -> Ques
     """A question about one attribute of one town, answered in two sentences."""
     part = overview_part(attribute, town, "short")
     text = _pick(attribute.questions, _NUM_HELD_OUT_FACTS, rng, use).format(town=town.name)
-    return Question("fact", attribute.key, text, part.text, part.facts)
+    return Question("fact", text, part.text, part.facts)
 
 
 def chain(town: Town, theme: str, rng: random.Random, use: Use) -> Question:
     """A question whose answer is one line of thought."""
     answer, facts = chain_text(theme, town)
-    return Question("chain", theme, _frame(theme, rng, use).format(town=town.name), answer, facts)
+    return Question("chain", _frame(theme, rng, use).format(town=town.name), answer, facts)
 
 
-def general(attribute: Attribute, value: Value) -> Question:
+def general(value: Value) -> Question:
     """A question about a value as such, with no town in it."""
     answer, facts = general_text(value)
-    return Question("general", attribute.key, value.asks, answer, facts)
+    return Question("general", value.asks, answer, facts)
 
 
 def held_out(seed: int, per_kind: int) -> Iterator[Question]:
@@ -91,9 +89,9 @@ def held_out(seed: int, per_kind: int) -> Iterator[Question]:
         yield chain(town, rng.choice(list(CHAINS)), rng, "held out")
 
 
-def _of_parts(kind: Kind, theme: str, text: str, parts: tuple[Part, ...]) -> Question:
+def _of_parts(kind: Kind, text: str, parts: tuple[Part, ...]) -> Question:
     answer = "\n\n".join(part.text for part in parts)
-    return Question(kind, theme, text, answer, tuple(fact for part in parts for fact in part.facts), parts)
+    return Question(kind, text, answer, tuple(fact for part in parts for fact in part.facts), parts)
 
 
 def _frame(kind: str, rng: random.Random, use: Use) -> str:
