@@ -66,7 +66,7 @@ class Setting:
 
 
 def chosen_by_pice(num_cores: int) -> Setting:
-    """Where nothing is set and all three engines are on this machine: as in `pice/app.py`."""
+    """Where nothing is set and all three engines are on this machine: as in `pice/app/engines.py`."""
     threads = max(min(2, num_cores), num_cores // len(ENGINES))
     shares_cores = threads * len(ENGINES) > num_cores
     return Setting((threads,) * len(ENGINES), waiting_of_pice(shares_cores=shares_cores)).under(Load.together)

@@ -7,7 +7,7 @@ sites.lyon.rtt_s=0.05`. Relative paths in a file start from the file's folder, a
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,17 @@ NO_ENGINES = (
     "no engine is configured: pass `--config config/emulated.toml` to try PICE without a model, or name two GGUF files "
     "as config/llama.toml does"
 )
-PATH_KEYS = {"engines": ("path", "api_key_file"), "sites": ("prompts",), "cloud": ("prompts",)}
+PATH_KEYS = {
+    "engines": ("path", "api_key_file"),
+    "sites": ("prompts", "key_file"),
+    "cloud": ("prompts",),
+    "kafka": ("ca_file", "cert_file", "cert_key_file", "password_file"),
+    "redis": ("ca_file", "password_file"),
+    "security": ("secret_file",),
+}
 """Keys whose value is a path, or (prompts) one when it ends in .toml."""
+NESTED = ("engines", "sites")
+"""Tables of tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,7 @@ def load(path: Path | None, overrides: Sequence[str] = (), environ: Mapping[str,
         raise _refusal(faults, origins, path) from None
     if faults := list(_contradictions(settings, origins)):
         raise _refusal(faults, origins, path)
-    return Loaded(_with_keys(settings), origins)
+    return Loaded(settings if settings.kafka else with_keys(settings, settings.engines), origins)
 
 
 def _entries(
@@ -101,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _anchored(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     for section, names in PATH_KEYS.items():
-        for table in _tables(tree.get(section), nested=section != "cloud"):
+        for table in _tables(tree.get(section), nested=section in NESTED):
             for name in names:
                 given = table.get(name)
                 if isinstance(given, str) and (name != "prompts" or given.endswith(".toml")):
@@ -185,6 +194,9 @@ def _contradictions(settings: Settings, origins: Mapping[Key, str]) -> Iterator[
         models = [settings.engines[engine].model for engine in site.engines if engine in settings.engines]
         twice = sorted({model for model in models if models.count(model) > 1})
         yield from ((key, f"must be different models, got {model!r} twice") for model in twice)
+    if (settings.kafka is None) != (settings.redis is None):
+        missing, there = ("redis", "kafka") if settings.kafka else ("kafka", "redis")
+        yield (missing,), f"is missing: services need it beside {there}"
     planner, limits = settings.planner, settings.limits
     if planner.hedge_min_s >= limits.request_timeout_s:
         below, above = ("planner", "hedge_min_s"), ("limits", "request_timeout_s")
@@ -228,25 +240,36 @@ def _origin(key: Key, origins: Mapping[Key, str]) -> str | None:
     return None
 
 
-def _with_keys(settings: Settings) -> Settings:
-    """Keys kept in files are read now, so that a missing one is a fault of the configuration."""
-    engines = {
-        name: _with_key(name, engine) if isinstance(engine, OpenAISettings) else engine
-        for name, engine in settings.engines.items()
-    }
+def with_keys(settings: Settings, names: Iterable[str]) -> Settings:
+    """The settings with the API keys of these engines read from their files. Of services each reads only what it
+    uses: the file of another's key is not on its machine.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    engines = dict(settings.engines)
+    for name in names:
+        if isinstance(engine := engines[name], OpenAISettings):
+            key = read_secret(engine.api_key, engine.api_key_file, f"engines.{name}.api_key_file")
+            engines[name] = engine.model_copy(update={"api_key": SecretStr(key) if key else None})
     return settings.model_copy(update={"engines": engines})
 
 
-def _with_key(name: str, engine: OpenAISettings) -> OpenAISettings:
-    if engine.api_key_file is None:
-        return engine
+def read_secret(given: SecretStr | None, file: Path | None, key: str) -> str:
+    """What was given, or what stands in `file`; "" for neither. `key` is the setting that names the file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if file is None:
+        return given.get_secret_value() if given else ""
     try:
-        key = engine.api_key_file.read_text(encoding="utf-8").strip()
+        secret = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"engines.{name}.api_key_file {engine.api_key_file} cannot be read: {error}") from error
-    if not key:
-        raise ConfigError(f"engines.{name}.api_key_file {engine.api_key_file} must hold the key, but is empty")
-    return engine.model_copy(update={"api_key": SecretStr(key)})
+        raise ConfigError(f"{key} {file} cannot be read: {error}") from error
+    if not secret:
+        raise ConfigError(f"{key} {file} must hold the secret, but is empty")
+    return secret
 
 
 def _line(key: Key, value: Any, origin: str | None) -> str:

@@ -1,23 +1,24 @@
 """What people hold of a running pipeline: questions in, answers and events out."""
 
 import random
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
 from pice.core import Answer, Event, Message, Mode, Plan, Request, Sampling
 from pice.errors import InputError
 from pice.message.fields import shown
 from pice.node.client import Client
-from pice.node.cloud import CloudNode
 from pice.settings import Settings
 
 
 class Pipeline:
     """A running pipeline. Safe to use from any number of tasks of its event loop."""
 
-    def __init__(self, settings: Settings, client: Client, cloud: CloudNode, rng: random.Random) -> None:
+    def __init__(
+        self, settings: Settings, client: Client, plan: Callable[[Request], Awaitable[Plan]], rng: random.Random
+    ) -> None:
         self.settings = settings
         self._client = client
-        self._cloud = cloud
+        self._plan = plan
         self._rng = rng
 
     def new_request(
@@ -60,7 +61,7 @@ class Pipeline:
 
     async def plan(self, request: Request) -> Plan:
         """What would be done about a request now, and how long it is predicted to take."""
-        return await self._cloud.plan(request)
+        return await self._plan(request)
 
 
 def _conversation(question: object) -> tuple[Message, ...]:

@@ -18,6 +18,9 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "openai": OpenAISettings,
 }
 
+SECRETS = {"api_key", "password", "secret", "key"}
+"""Keys whose value is shown nowhere."""
+
 EXPECTED = {
     "greater_than_equal": ">= {ge}",
     "greater_than": "> {gt}",
@@ -81,7 +84,7 @@ def _key(loc: tuple[int | str, ...]) -> Key:
 
 
 def _shown(key: Key, value: Any) -> str:
-    return "a value kept secret" if "api_key" in key else repr(value)
+    return "a value kept secret" if SECRETS & set(key) else repr(value)
 
 
 def _unknown(key: Key, tree: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -30,6 +31,23 @@ def _http_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _redis_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise ValueError("must look like redis://host:6379/0, or rediss: for TLS")
+    if parts.password:
+        raise ValueError("must hold no password: put that in redis.password or redis.password_file")
+    return text
+
+
+def _servers(text: str) -> str:
+    for server in text.split(","):
+        host, colon, port = server.strip().rpartition(":")
+        if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"must be HOST:PORT, several by comma, got {text!r}")
+    return text
+
+
 def _range(pair: tuple[int, int]) -> tuple[int, int]:
     if pair[0] > pair[1]:
         raise ValueError(f"must be [least, most], got {list(pair)}")
@@ -39,6 +57,9 @@ def _range(pair: tuple[int, int]) -> tuple[int, int]:
 Name = Annotated[str, AfterValidator(_name)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+Servers = Annotated[str, AfterValidator(_servers)]
+Prefix = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,60}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1)]
@@ -49,6 +70,15 @@ class Section(BaseModel):
     """A table of the file. Unknown keys are refused; numbers are finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _at_most_one(section: S, secret: str, file: str) -> S:
+    if getattr(section, secret) is not None and getattr(section, file) is not None:
+        raise ValueError(f"must have {secret} or {file}, not both")
+    return section
 
 
 class CurveSettings(Section):
@@ -158,9 +188,7 @@ class OpenAISettings(Section):
 
     @model_validator(mode="after")
     def _one_key(self) -> "OpenAISettings":
-        if self.api_key is not None and self.api_key_file is not None:
-            raise ValueError("must have api_key or api_key_file, not both")
-        return self
+        return _at_most_one(self, "api_key", "api_key_file")
 
     @property
     def num_at_once(self) -> int:
@@ -183,7 +211,8 @@ class CloudSettings(Section):
 
 
 class SiteSettings(Section):
-    """An edge site. It pulls `window` segments ahead and takes them in `order`."""
+    """An edge site. It pulls `window` segments ahead and takes them in `order`. With its key it signs what it writes;
+    see `SecuritySettings`."""
 
     engines: Annotated[tuple[Name, ...], Field(min_length=1)]
     pool: SiteName = "main"
@@ -191,6 +220,12 @@ class SiteSettings(Section):
     rtt_s: float = Field(default=0.0, ge=0, le=60)
     window: int = Field(default=32, ge=1, le=4096)
     order: Literal["multilist", "fcfs", "longest"] = "multilist"
+    key: SecretStr | None = None
+    key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_key(self) -> "SiteSettings":
+        return _at_most_one(self, "key", "key_file")
 
 
 class PlannerSettings(Section):
@@ -249,8 +284,85 @@ class LimitSettings(Section):
     drain_s: Seconds = 10.0
 
 
+class KafkaSettings(Section):
+    """The brokers that carry requests and segments. `prefix` stands before the names of topics and groups, so that
+    several PICEs can share them; a topic that is made has `num_partitions` (segments: one for each site)."""
+
+    bootstrap_servers: Servers
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    cert_key_file: Path | None = None
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    username: str = ""
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    prefix: Prefix = ""
+    num_partitions: int = Field(default=8, ge=1, le=1024)
+    replication_factor: int = Field(default=-1, ge=-1, le=16)
+
+    @model_validator(mode="after")
+    def _credentials_fit_the_protocol(self) -> "KafkaSettings":
+        _at_most_one(self, "password", "password_file")
+        given = bool(self.username) and (self.password is not None or self.password_file is not None)
+        if self.security_protocol.startswith("SASL") and not given:
+            raise ValueError(f"must have username and password (or password_file) for {self.security_protocol}")
+        if (self.cert_file is None) != (self.cert_key_file is None):
+            raise ValueError("must have cert_file and cert_key_file together")
+        if not self.security_protocol.endswith("SSL") and (self.ca_file or self.cert_file):
+            raise ValueError(f"must have no ca_file and cert_file with {self.security_protocol}")
+        return self
+
+
+class RedisSettings(Section):
+    """Where records, candidates and events are kept. The user's name stands in `url`, the password here. `prefix`
+    begins every key, so that several PICEs can share a Redis."""
+
+    url: RedisUrl
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,60}$")] = "pice"
+    max_candidates: Count = 65_536
+
+    @model_validator(mode="after")
+    def _one_password(self) -> "RedisSettings":
+        return _at_most_one(self, "password", "password_file")
+
+
+class SecuritySettings(Section):
+    """The secret from which the key of every site follows; for cloud nodes and collectors alone. A site has its own
+    key (`sites.NAME.key_file`). Without, candidates are not signed, and a site is believed to be who it says."""
+
+    secret: SecretStr | None = None
+    secret_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> "SecuritySettings":
+        return _at_most_one(self, "secret", "secret_file")
+
+
+class ServiceSettings(Section):
+    """What services have in common. `health_port` 0 opens none; a site's lease lapses after `lease_s` without a sign of
+    life of its holder."""
+
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(default=0, ge=0, le=65535)
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    lease_s: float = Field(default=10.0, ge=1, le=600)
+
+
+class JobSettings(Section):
+    """Batch jobs in the queue: lines asked at once by one runner, and how long results are kept."""
+
+    max_inflight: int = Field(default=64, ge=1, le=4096)
+    keep_s: float = Field(default=7 * 86_400.0, gt=0, le=365 * 86_400)
+
+
 class Settings(Section):
-    """A whole configuration."""
+    """A whole configuration. With `kafka` and `redis` it describes services in several processes: each reads the same
+    file, uses its own part of it and starts its own engines. Without, all runs in one process."""
 
     engines: dict[Name, EngineSettings]
     cloud: CloudSettings
@@ -258,3 +370,8 @@ class Settings(Section):
     planner: PlannerSettings = PlannerSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
     limits: LimitSettings = LimitSettings()
+    kafka: KafkaSettings | None = None
+    redis: RedisSettings | None = None
+    security: SecuritySettings = SecuritySettings()
+    service: ServiceSettings = ServiceSettings()
+    jobs: JobSettings = JobSettings()

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 PURE = ("metrics", "plan", "sketch", "answer", "message")
-PORTS = ("engine", "store", "transport")
+PORTS = ("engine", "registry", "store", "transport")
 FORBIDDEN_IN_PURE = {
     "asyncio",
     "datetime",
@@ -24,7 +24,7 @@ FORBIDDEN_IN_PURE = {
     "time",
     "uuid",
 }
-CLIENTS = ("aiokafka", "gguf", "httpx", "huggingface_hub", "llama_cpp", "msgpack", "redis", "vllm")
+CLIENTS = ("aiokafka", "gguf", "httpx", "huggingface_hub", "llama_cpp", "msgpack", "prometheus_client", "redis", "vllm")
 
 MAY_IMPORT = {
     "core": set(),
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "adapter": {"core", "errors", "pure", "port", "client", "adapter"},
     "client": {"errors"},
     "node": {"core", "errors", "pure", "port", "node"},
+    "service": {"core", "errors", "pure", "port", "node", "service"},
     "settings": {"core", "errors", "pure", "settings"},
     "batch": {"core", "errors", "pure", "port", "batch"},
     "simulation": {"core", "errors", "pure", "port", "node", "reference", "simulation"},
@@ -68,7 +69,7 @@ def layer(module: str) -> str:
         return "pure"
     if top in PORTS:
         return "port" if module.endswith(".base") or module == f"pice.{top}" else "adapter"
-    if top == "redis_client":
+    if top in ("kafka_client", "redis_client"):
         return "client"
     return "settings" if top in ("settings", "config", "setting_faults") else top
 

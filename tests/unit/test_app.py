@@ -10,6 +10,7 @@ import pytest
 
 import pice
 from pice import app
+from pice.app import engines as app_engines
 from pice.config import load_settings
 from pice.core import Curve
 from pice.engine.emulated import EmulatedEngine
@@ -63,7 +64,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, failures: Mapping[str, PiceError]) ->
         engines.append(Watched(begun, failure, model=settings.model, curve=settings.curve.curve(), seed=0))
         return engines[-1]
 
-    monkeypatch.setattr(app, "make_engine", make)
+    monkeypatch.setattr(app_engines, "make_engine", make)
     return engines
 
 
@@ -91,13 +92,13 @@ def test_engines_left_open_share_the_cores_that_others_have_not_been_given() -> 
     def engine(n_threads: int) -> LlamaCppSettings:
         return LlamaCppSettings(kind="llama_cpp", path=Path("m.gguf"), n_threads=n_threads)
 
-    assert app._threads([engine(6), engine(0), engine(0)], 8) == (1, False)
-    assert app._threads([engine(2), engine(0), engine(0)], 8) == (3, False)
-    assert app._threads([engine(8), engine(0)], 8) == (1, True)
-    assert app._threads([engine(0)] * 3, 8) == (2, False)
-    assert app._threads([engine(0)] * 3, 2) == (2, True)
-    assert app._threads([engine(0)] * 3, 1) == (1, True)
-    assert app._threads([], 8) == (8, False)
+    assert app_engines._threads([engine(6), engine(0), engine(0)], 8) == (1, False)
+    assert app_engines._threads([engine(2), engine(0), engine(0)], 8) == (3, False)
+    assert app_engines._threads([engine(8), engine(0)], 8) == (1, True)
+    assert app_engines._threads([engine(0)] * 3, 8) == (2, False)
+    assert app_engines._threads([engine(0)] * 3, 2) == (2, True)
+    assert app_engines._threads([engine(0)] * 3, 1) == (1, True)
+    assert app_engines._threads([], 8) == (8, False)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +115,8 @@ async def test_engines_are_told_whether_their_threads_share_cores(
         told.add((num_threads, shares_cores))
         return EmulatedEngine(model=f"m{len(told)}", curve=Curve((1,), (0.0,)), seed=0)
 
-    monkeypatch.setattr(app, "make_engine", make)
-    monkeypatch.setattr(app, "num_cores", lambda: num_cores)
+    monkeypatch.setattr(app_engines, "make_engine", make)
+    monkeypatch.setattr(app_engines, "num_cores", lambda: num_cores)
     overrides = [f"engines.{name}.n_threads={n_threads}" for name in ("cloud", "edge-a", "edge-b")]
     async with pice.open(CONFIG / "llama.toml", overrides=overrides):
         pass

@@ -35,7 +35,7 @@ from bench.threads_figures import (
 from bench.threads_isolation import PROCESS, THREAD, Hosted, ratios
 from bench.threads_load import EXPANSIONS, SKETCHES, Texts, Writing, read_at_loading, ticks_of
 from bench.threads_run import Plan, pid_of
-from pice import app
+from pice.app import engines as app_engines
 from pice.core import Curve, Prompt, Sampling
 from pice.engine.base import Engine, Piece
 from pice.engine.emulated import EmulatedEngine
@@ -84,8 +84,8 @@ async def test_setting_that_counts_as_pices_is_what_the_app_chooses(
         told.add((num_threads, shares_cores))
         return EmulatedEngine(model="m", curve=Curve((1,), (0.0,)), seed=0)
 
-    monkeypatch.setattr(app, "make_engine", make)
-    monkeypatch.setattr("pice.app.num_cores", lambda: num_cores)
+    monkeypatch.setattr(app_engines, "make_engine", make)
+    monkeypatch.setattr("pice.app.engines.num_cores", lambda: num_cores)
     async with pice.open(ROOT / "config" / "llama.toml"):
         pass
     ((num_threads, shares_cores),) = told

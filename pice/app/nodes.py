@@ -1,0 +1,141 @@
+"""Settings -> nodes, on the ports they are given."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pice.answer.score import Weights
+from pice.answer.steps import EnsemblePolicy
+from pice.core import CLOUD_SITE
+from pice.engine.base import Engine
+from pice.node.cloud import CloudNode, CloudPolicy
+from pice.node.collector import CollectorNode
+from pice.node.edge import Address, EdgeNode, EdgePolicy
+from pice.node.load import Load
+from pice.plan.base import Planner
+from pice.plan.planner import EarliestFinish, PlanPolicy
+from pice.settings import Settings
+from pice.sketch.prompts import load_prompts
+from pice.store.base import Store
+from pice.transport.base import Transport
+
+CLOUD_ADDRESS = Address(CLOUD_SITE, CLOUD_SITE, 0)
+"""Where segments for the cloud engine itself go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What every node of a deployment talks through."""
+
+    transport: Transport
+    store: Store
+
+
+def new_planner(settings: Settings) -> EarliestFinish:
+    return EarliestFinish(plan_policy(settings))
+
+
+def cloud_node(settings: Settings, ports: Ports, planner: Planner, engine: Engine, load: Load) -> CloudNode:
+    return CloudNode(
+        transport=ports.transport,
+        store=ports.store,
+        engine=engine,
+        load=load,
+        planner=planner,
+        prompts=load_prompts(settings.cloud.prompts),
+        policy=cloud_policy(settings),
+    )
+
+
+def collector(settings: Settings, ports: Ports, planner: Planner) -> CollectorNode:
+    return CollectorNode(
+        transport=ports.transport,
+        store=ports.store,
+        planner=planner,
+        policy=ensemble_policy(settings),
+        drain_s=settings.limits.drain_s,
+    )
+
+
+def cloud_site(settings: Settings, ports: Ports, engine: Engine, load: Load) -> EdgeNode:
+    """The cloud engine as a site of its own; `load` is shared with the cloud node beside it."""
+    return EdgeNode(
+        CLOUD_ADDRESS,
+        transport=ports.transport,
+        store=ports.store,
+        engines=[(engine, load, load_prompts(settings.cloud.prompts))],
+        policy=EdgePolicy(max_deliveries=settings.limits.max_deliveries, drain_s=settings.limits.drain_s),
+    )
+
+
+def edge_node(settings: Settings, ports: Ports, name: str, partition: int, engines: Sequence[Engine]) -> EdgeNode:
+    site = settings.sites[name]
+    prompts = load_prompts(site.prompts)
+    return EdgeNode(
+        Address(name, site.pool, partition, site.rtt_s),
+        transport=ports.transport,
+        store=ports.store,
+        engines=[(engine, Load(), prompts) for engine in engines],
+        policy=EdgePolicy(
+            window=site.window,
+            order=site.order,
+            max_deliveries=settings.limits.max_deliveries,
+            drain_s=settings.limits.drain_s,
+        ),
+    )
+
+
+def plan_policy(settings: Settings) -> PlanPolicy:
+    planner = settings.planner
+    return PlanPolicy(
+        margin=planner.margin,
+        sketch_ratio=planner.sketch_ratio,
+        segment_words=planner.segment_words,
+        max_segments=planner.max_segments,
+        assumed_answer_words=planner.assumed_answer_words,
+        candidates=planner.candidates,
+    )
+
+
+def cloud_policy(settings: Settings) -> CloudPolicy:
+    return CloudPolicy(
+        max_inflight=settings.cloud.max_inflight,
+        max_deliveries=settings.limits.max_deliveries,
+        drain_s=settings.cloud.drain_s,
+        max_points=settings.planner.max_points,
+        eager=settings.planner.eager,
+        sketch_grammar=settings.cloud.sketch_grammar,
+    )
+
+
+def ensemble_policy(settings: Settings) -> EnsemblePolicy:
+    ensemble, planner = settings.ensemble, settings.planner
+    return EnsemblePolicy(
+        weights=Weights(**ensemble.weights.model_dump()),
+        max_candidates=ensemble.max_candidates,
+        second_opinion_below=ensemble.second_opinion_below,
+        hedge_factor=planner.hedge_factor,
+        hedge_min_s=planner.hedge_min_s,
+    )
+
+
+Run = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+
+
+@asynccontextmanager
+async def running(nodes: Sequence[Run]) -> AsyncIterator[None]:
+    """Runs nodes until the block ends, then drains them. An error of a node ends the block; one error comes out as
+    itself, not as a group."""
+    stopping = asyncio.Event()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for node in nodes:
+                tasks.create_task(node(stopping))
+            yield
+            stopping.set()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise

@@ -1,0 +1,1 @@
+"""What a service has beside its nodes: its health, its metrics, its logs."""
