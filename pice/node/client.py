@@ -85,22 +85,32 @@ class Client:
             await self._end(request_id, "cancelled", _CLOSED)
 
     async def _submit(self, request: Request) -> bool:
-        """False if the request is known already."""
+        """False if the request is known already; it is published again then if nothing has begun it."""
         if self._closed:
             raise InputError(f"{_CLOSED}: ask before it is, inside its `async with` block")
         payload, read = _as_sent(request)
+        is_ours = True
         try:
-            if not await self._store.open(read):
+            is_ours = await self._store.open(read)
+            if is_ours:
+                self._open.add(request.request_id)
+            elif not await self._waits_to_begin(request.request_id):
                 return False
-            self._open.add(request.request_id)
             await self._transport.publish(REQUESTS, payload, key=request.request_id)
         except TransportError as error:
             self._open.discard(request.request_id)
-            await self._end(request.request_id, error.code, str(error))
+            if is_ours:
+                await self._end(request.request_id, error.code, str(error))
             if isinstance(error, Full):
                 raise Overloaded(str(error), retry_after_s=error.retry_after_s) from error
             raise
-        return True
+        return is_ours
+
+    async def _waits_to_begin(self, request_id: str) -> bool:
+        """Whether a request that is known was perhaps never published: whoever opened it may have died before, or
+        the reply that it was opened was lost. Publishing it again repeats at most the beginning of its work."""
+        record = await self._store.record(request_id)
+        return record is not None and record.outcome is None and record.attempt == 0
 
     async def _end(self, request_id: str, code: str, message: str) -> None:
         await self._store.close_request(request_id, None, Failure(request_id, code, message))
