@@ -311,7 +311,10 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class SiteState:
-    """A site's heartbeat: where its segments go and what it runs. `rtt_s` is the round trip to it."""
+    """A site's heartbeat: where its segments go and what it runs.
+
+    `rtt_s` is the round trip to it, `token` that of the lease under which it is served; 0 where there is none.
+    """
 
     site: str
     pool: str
@@ -320,6 +323,7 @@ class SiteState:
     at_s: float
     rtt_s: float = 0.0
     draining: bool = False
+    token: int = 0
 
 
 @dataclass(slots=True)
@@ -353,3 +357,42 @@ class Record:
     num_segments: int | None = None
     segments: dict[int, SegmentRecord] = field(default_factory=dict)
     outcome: Answer | Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobLine:
+    """One line of a batch job, as it stood in its file at line `number`, counted from 1."""
+
+    job_id: str
+    number: int
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A file of requests that is answered through the queue, and how far that is.
+
+    `source` is the file's SHA-256, `num_lines` how many results there will be. Points in time are seconds on the job
+    store's clock, None for what has not happened: all lines are in the queue, the last result came, it was cancelled.
+    """
+
+    job_id: str
+    name: str
+    source: str
+    num_lines: int
+    created_s: float = 0.0
+    sealed_s: float | None = None
+    ended_s: float | None = None
+    cancelled_s: float | None = None
+    num_answered: int = 0
+    num_failed: int = 0
+
+    @property
+    def num_left(self) -> int:
+        """Lines without a result."""
+        return self.num_lines - self.num_answered - self.num_failed
+
+    @property
+    def is_open(self) -> bool:
+        """Whether results are still to come."""
+        return self.ended_s is None and self.cancelled_s is None

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 PURE = ("metrics", "plan", "sketch", "answer", "message")
-PORTS = ("engine", "registry", "store", "transport")
+PORTS = ("engine", "jobs", "registry", "store", "transport")
 FORBIDDEN_IN_PURE = {
     "asyncio",
     "datetime",
@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "port": {"core", "errors"},
     "adapter": {"core", "errors", "pure", "port", "client", "adapter"},
     "client": {"errors"},
-    "node": {"core", "errors", "pure", "port", "node"},
+    "node": {"core", "errors", "pure", "port", "batch", "node"},
     "service": {"core", "errors", "pure", "port", "node", "service"},
     "settings": {"core", "errors", "pure", "settings"},
     "batch": {"core", "errors", "pure", "port", "batch"},
@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 """What each layer may import; `app`, absent here, may import everything. A `reference` is an adapter too."""
-REFERENCES = {"pice.transport.memory", "pice.store.memory", "pice.engine.emulated"}
+REFERENCES = {"pice.transport.memory", "pice.store.memory", "pice.engine.emulated", "pice.jobs.memory"}
 
 
 def layer(module: str) -> str:

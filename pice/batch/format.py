@@ -132,6 +132,11 @@ def request_id_of(run_id: str, key: Key, attempt: int = 0) -> str:
     return f"req_{_digest(run_id, key, attempt)}"
 
 
+def name_of(key: Key) -> str:
+    """A text that no other key has."""
+    return f"id:{key}" if isinstance(key, str) else f"line:{key}"
+
+
 def _object(raw: bytes) -> dict[str, Any]:
     value = orjson.loads(raw)
     if isinstance(value, dict):

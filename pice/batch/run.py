@@ -2,21 +2,18 @@
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from pice.batch.files import BatchFiles
 from pice.batch.format import BatchItem, InputLine, Key, failure_line, read_line, request_id_of, success_line
 from pice.batch.progress import Progress
+from pice.batch.settle import settle
 from pice.batch.source import Survey, read_lines
 from pice.core import Answer, Request
-from pice.errors import InputError, Overloaded, PiceError
+from pice.errors import InputError, PiceError
 
 SYNC_EVERY_S = 1.0
-WAIT_S = 1.0
-"""Pause before a retriable error is tried again, where the error does not say how long to wait."""
-MIN_WAIT_S = 0.05
 
 
 async def run_batch(
@@ -119,24 +116,15 @@ class _Batch:
 
     async def _settle(self, item: BatchItem) -> None:
         """Asks until there is an answer or an error to write; writes nothing when `stop` comes between two tries."""
-        left_s = item.timeout_s or self._timeout_s
-        for attempt in itertools.count():
-            request = item.request(request_id_of(self._run_id, item.custom_id, attempt), timeout_s=self._timeout_s)
-            began_s = self._clock()
-            try:
-                answer = await self._ask(request)
-            except PiceError as error:
-                wait_s = max(getattr(error, "retry_after_s", WAIT_S), MIN_WAIT_S)
-                if not isinstance(error, Overloaded):
-                    left_s -= self._clock() - began_s + wait_s
-                if not error.retriable or left_s < 0:
-                    self._write_failure(item.custom_id, error, request.request_id)
-                    return
-            else:
-                self._write_answer(item, answer)
-                return
-            if await self._stopped_within(wait_s):
-                return
+        settled = await settle(
+            item, self._ask, run_id=self._run_id, timeout_s=self._timeout_s, stopped_within=self._stopped_within
+        )
+        if settled is None:
+            return
+        if isinstance(settled.outcome, Answer):
+            self._write_answer(item, settled.outcome)
+        else:
+            self._write_failure(item.custom_id, settled.outcome, settled.request_id)
 
     async def _stopped_within(self, wait_s: float) -> bool:
         try:

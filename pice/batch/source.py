@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
@@ -58,6 +59,19 @@ def survey(path: Path) -> Survey:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; expected a file of batch lines") from error
     return Survey(path, frozenset(numbers), num_invalid, first_fault)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the input, in hexadecimal.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; expected a file of batch lines") from error
 
 
 @contextlib.contextmanager

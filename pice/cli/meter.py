@@ -70,8 +70,9 @@ def pace(seen: Progress) -> str:
     parts = [
         f"{seen.failed_before + seen.failed} failed",
         f"{seen.requests_per_s:.2f} requests/s",
-        f"{seen.output_tokens_per_s:.0f} tokens/s",
     ]
+    if seen.num_output_tokens:
+        parts.append(f"{seen.output_tokens_per_s:.0f} tokens/s")
     if seen.eta_s is not None:
         parts.append(f"{clock(seen.eta_s)} left")
     return " · ".join(parts)

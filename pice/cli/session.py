@@ -70,23 +70,32 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
 
 
 def with_pipeline(settings: Settings, body: Callable[[Pipeline], Awaitable[int]]) -> int:
-    """Exit code of `body` with an open pipeline. A signal cancels it, waits for its cleanup and gives 130."""
+    """Exit code of `body` with an open pipeline; see `until_signal`."""
+
+    async def work() -> int:
+        async with open_pipeline(settings) as pipeline:
+            return await body(pipeline)
+
+    return until_signal(work)
+
+
+def until_signal(work: Callable[[], Awaitable[int]]) -> int:
+    """Exit code of `work`, or of the error it raised. A signal cancels it, waits for its cleanup and gives 130."""
 
     async def main(shutdown: Shutdown) -> int:
         async with task_group() as group:
-            work = group.create_task(_reported(settings, body))
+            task = group.create_task(_reported(work))
             stop = group.create_task(shutdown.draining.wait())
-            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-            work.cancel()
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            task.cancel()
             stop.cancel()
-        return INTERRUPTED if work.cancelled() else work.result()
+        return INTERRUPTED if task.cancelled() else task.result()
 
     return run(main)
 
 
-async def _reported(settings: Settings, body: Callable[[Pipeline], Awaitable[int]]) -> int:
+async def _reported(work: Callable[[], Awaitable[int]]) -> int:
     try:
-        async with open_pipeline(settings) as pipeline:
-            return await body(pipeline)
+        return await work()
     except PiceError as error:
         return report(error)

@@ -11,7 +11,20 @@ from typing import Any, TypeVar, cast
 
 import msgpack
 
-from pice.core import Answer, Candidate, Event, Failure, Placement, Plan, Point, Request, Segment, SiteState, Span
+from pice.core import (
+    Answer,
+    Candidate,
+    Event,
+    Failure,
+    JobLine,
+    Placement,
+    Plan,
+    Point,
+    Request,
+    Segment,
+    SiteState,
+    Span,
+)
 from pice.errors import DecodeError, InputError
 from pice.message.fields import Mismatch, Read, reader, shown, writer
 
@@ -21,8 +34,8 @@ MAX_BYTES = 1024 * 1024
 MAX_ITEMS = 4096
 """Longest array and largest map in a message: msgpack makes room for what a header claims before it reads on."""
 
-Wire = Request | Segment | Candidate | Event | Answer | Failure | SiteState | Plan | Point | Placement | Span
-W = TypeVar("W", Request, Segment, Candidate, Event, Answer, Failure, SiteState, Plan, Point, Placement, Span)
+Wire = Request | Segment | Candidate | Event | Answer | Failure | SiteState | Plan | Point | Placement | Span | JobLine
+W = TypeVar("W", Request, Segment, Candidate, Event, Answer, Failure, SiteState, Plan, Point, Placement, Span, JobLine)
 
 TYPES: Mapping[str, type[Wire]] = {
     "request": Request,
@@ -36,6 +49,7 @@ TYPES: Mapping[str, type[Wire]] = {
     "point": Point,
     "placement": Placement,
     "span": Span,
+    "job_line": JobLine,
 }
 TAGS: Mapping[type[Wire], str] = {cls: tag for tag, cls in TYPES.items()}
 
@@ -118,6 +132,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if is_dataclass(value):
         return as_plain(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
     return dict(value) if isinstance(value, Mapping) else value
 
 

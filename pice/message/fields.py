@@ -171,6 +171,7 @@ def _read_optional(read_item: Read) -> Read:
 
 _READ_SCALAR: dict[Any, Read] = {
     str: _only(str, "a string"),
+    bytes: _only(bytes, "bytes"),
     int: _only(int, "an integer"),
     bool: _only(bool, "true or false"),
     float: _read_float,

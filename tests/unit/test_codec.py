@@ -16,6 +16,7 @@ from pice.core import (
     Candidate,
     Event,
     Failure,
+    JobLine,
     Message,
     Placement,
     Plan,
@@ -31,6 +32,7 @@ from pice.message.codec import MAX_ITEMS, TYPES, as_plain, decode, decode_as, en
 
 SCALARS: Mapping[Any, st.SearchStrategy[Any]] = {
     str: st.text(max_size=20),
+    bytes: st.binary(max_size=20),
     int: st.integers(-(2**63), 2**64 - 1),
     float: st.floats(allow_nan=False, allow_infinity=False),
     bool: st.booleans(),
@@ -80,6 +82,7 @@ SAMPLES = (
     Event("r1", "answered", 3.5, answer=ANSWER),
     Failure("r1", "deadline_exceeded", "120 s are over"),
     Placement("jetson", "qwen", 1.0, 2.5),
+    JobLine("job_1", 3, b"{\xff}\n"),
 )
 
 # What older readers rely on: tags, and the order of fields; new ones go last.
@@ -91,11 +94,12 @@ SCHEMA = {
     "event": "request_id kind at_s attempt index text site model confidence points plan answer failure",
     "answer": "request_id text mode finish_reason attempt plan sketch spans degraded usage times",
     "failure": "request_id code message retriable",
-    "site": "site pool partition models at_s rtt_s draining",
+    "site": "site pool partition models at_s rtt_s draining token",
     "plan": "mode reason t_cloud_s t_progressive_s t_edge_s sketch_words segment_words max_segments candidates",
     "point": "index text words",
     "placement": "site model placed_s expected_s reason",
     "span": "index text site model confidence finish_reason degraded points placements candidates chosen_s",
+    "job_line": "job_id number raw",
 }
 
 

@@ -14,7 +14,8 @@ import typer
 
 from pice.batch.files import errors_path
 from pice.batch.progress import Progress
-from pice.cli.batch import commands, exit_code, summary
+from pice.cli.batch import commands
+from pice.cli.batch_run import exit_code, summary
 from pice.cli.meter import clock, metered
 from pice.cli.session import report
 from pice.core import Answer, Plan, Request
@@ -93,7 +94,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     desk = Desk(tmp_path)
     desk.source.write_text(line("a") + line("b"))
     monkeypatch.delenv("PICE_CONFIG", raising=False)
-    monkeypatch.setattr("pice.cli.batch.open_pipeline", desk.open_pipeline)
+    monkeypatch.setattr("pice.cli.batch_run.open_pipeline", desk.open_pipeline)
     return desk
 
 
@@ -247,7 +248,7 @@ def test_first_signal_finishes_what_was_begun_and_ends_with_130(
     desk.ask = interrupted
     desk.source.write_text("".join(line(f"q{number}") for number in range(9)))
     with monkeypatch.context() as patch:
-        patch.setattr("pice.cli.batch.run", lambda main: asyncio.run(main(shutdown)))
+        patch.setattr("pice.cli.batch_run.run", lambda main: asyncio.run(main(shutdown)))
         assert desk.run("--concurrency", "1") == 130
     assert desk.written() == ["q0"]
     shown = capsys.readouterr().err
@@ -264,7 +265,7 @@ def test_model_that_cannot_be_loaded_ends_with_2(
     def broken(settings: Settings) -> AbstractAsyncContextManager[None]:
         raise ModelLoadError("model.gguf is cut off")
 
-    monkeypatch.setattr("pice.cli.batch.open_pipeline", broken)
+    monkeypatch.setattr("pice.cli.batch_run.open_pipeline", broken)
     assert desk.run() == 2
     assert "error: model.gguf is cut off" in capsys.readouterr().err
 
