@@ -16,7 +16,7 @@ import orjson
 from pydantic import SecretStr, ValidationError
 
 from pice.errors import ConfigError
-from pice.setting_faults import Key, describe_fault, is_echo
+from pice.setting_faults import SECRETS, Key, describe_fault, is_echo
 from pice.settings import OpenAISettings, Settings
 from pice.sketch.prompts import load_prompts
 
@@ -92,7 +92,8 @@ def _entries(
     for name in sorted(environ):  # by now `tree` holds what the file says
         if name.startswith(ENV_PREFIX) and "__" in name:
             _refuse_bytes(name + environ[name], f"environment {name!a}")
-            yield _env_key(name, tree), _parsed(environ[name]), f"environment {name}"
+            key = _env_key(name, tree)
+            yield key, _parsed(key, environ[name]), f"environment {name}"
     for text in overrides:
         _refuse_bytes(text, f"--set {text!a}")
         key, value = _override(text)
@@ -169,16 +170,18 @@ def _override(text: str) -> tuple[Key, Any]:
     key = tuple(part.strip() for part in name.split("."))
     if not equals or not all(key):
         raise ConfigError(f"--set must look like sites.lyon.rtt_s=0.05, got {text!r}")
-    return key, _parsed(value)
+    return key, _parsed(key, value)
 
 
-def _parsed(text: str) -> Any:
-    """A TOML value; what is none is taken as a bare string."""
+def _parsed(key: Key, text: str) -> Any:
+    """A TOML value; what is none is taken as a bare string, and so is a secret that looks like a number or a date."""
     try:
         document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
-    return document["value"] if len(document) == 1 else text
+    value = document["value"]
+    is_plain = len(document) > 1 or (key[-1] in SECRETS and not isinstance(value, str | list | dict))
+    return text if is_plain else value
 
 
 def _contradictions(settings: Settings, origins: Mapping[Key, str]) -> Iterator[tuple[Key, str]]:

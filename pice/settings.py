@@ -37,7 +37,15 @@ def _redis_url(text: str) -> str:
         raise ValueError("must look like redis://host:6379/0, or rediss: for TLS")
     if parts.password:
         raise ValueError("must hold no password: put that in redis.password or redis.password_file")
+    if parts.query or parts.fragment:
+        raise ValueError("must end with the database: no options after it")
     return text
+
+
+def _secret(given: SecretStr) -> SecretStr:
+    if not given.get_secret_value().strip():
+        raise ValueError("must not be empty: leave it out where there is none")
+    return given
 
 
 def _servers(text: str) -> str:
@@ -59,6 +67,7 @@ SiteName = Annotated[str, AfterValidator(_site_name)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 Servers = Annotated[str, AfterValidator(_servers)]
+Secret = Annotated[SecretStr, AfterValidator(_secret)]
 Prefix = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,60}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -220,7 +229,7 @@ class SiteSettings(Section):
     rtt_s: float = Field(default=0.0, ge=0, le=60)
     window: int = Field(default=32, ge=1, le=4096)
     order: Literal["multilist", "fcfs", "longest"] = "multilist"
-    key: SecretStr | None = None
+    key: Secret | None = None
     key_file: Path | None = None
 
     @model_validator(mode="after")
@@ -295,7 +304,7 @@ class KafkaSettings(Section):
     cert_key_file: Path | None = None
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     username: str = ""
-    password: SecretStr | None = None
+    password: Secret | None = None
     password_file: Path | None = None
     prefix: Prefix = ""
     num_partitions: int = Field(default=8, ge=1, le=1024)
@@ -307,6 +316,10 @@ class KafkaSettings(Section):
         given = bool(self.username) and (self.password is not None or self.password_file is not None)
         if self.security_protocol.startswith("SASL") and not given:
             raise ValueError(f"must have username and password (or password_file) for {self.security_protocol}")
+        if not self.security_protocol.startswith("SASL") and (self.username or self.password or self.password_file):
+            raise ValueError(
+                f"must have no username and password with {self.security_protocol}: they would not be used"
+            )
         if (self.cert_file is None) != (self.cert_key_file is None):
             raise ValueError("must have cert_file and cert_key_file together")
         if not self.security_protocol.endswith("SSL") and (self.ca_file or self.cert_file):
@@ -319,14 +332,16 @@ class RedisSettings(Section):
     begins every key, so that several PICEs can share a Redis."""
 
     url: RedisUrl
-    password: SecretStr | None = None
+    password: Secret | None = None
     password_file: Path | None = None
     ca_file: Path | None = None
     prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,60}$")] = "pice"
     max_candidates: Count = 65_536
 
     @model_validator(mode="after")
-    def _one_password(self) -> "RedisSettings":
+    def _credentials_fit_the_address(self) -> "RedisSettings":
+        if self.ca_file and not self.url.startswith("rediss:"):
+            raise ValueError("must have no ca_file without TLS: the url of a server with TLS begins with rediss:")
         return _at_most_one(self, "password", "password_file")
 
 
@@ -334,7 +349,7 @@ class SecuritySettings(Section):
     """The secret from which the key of every site follows; for cloud nodes and collectors alone. A site has its own
     key (`sites.NAME.key_file`). Without, candidates are not signed, and a site is believed to be who it says."""
 
-    secret: SecretStr | None = None
+    secret: Secret | None = None
     secret_file: Path | None = None
 
     @model_validator(mode="after")
@@ -343,7 +358,7 @@ class SecuritySettings(Section):
 
 
 class ServiceSettings(Section):
-    """What services have in common. `health_port` 0 opens none; a site's lease lapses after `lease_s` without a sign of
+    """What services have in common. `health_port` 0 takes any that is free; a site's lease lapses after `lease_s` without a sign of
     life of its holder."""
 
     health_host: str = "127.0.0.1"

@@ -5,8 +5,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from pice.config import load, load_settings
+from pice.config import load, load_settings, read_secret, with_keys
 from pice.core import Curve
 from pice.errors import ConfigError
 from pice.settings import EmulatedSettings, LlamaCppSettings, OpenAISettings, Settings
@@ -214,7 +215,10 @@ FAULTS = [
     ("engines.other.model=m", "engines.other.kind must be one of emulated, llama_cpp, openai"),
     ("engines.other.kind=llama_cpp", "engines.other.path is missing"),
     ("planers.margin=1", "planers is not known: did you mean planner?"),
-    ("zzz=1", "zzz is not known: known here are cloud, engines, ensemble, limits, planner, sites"),
+    (
+        "zzz=1",
+        f"zzz is not known: known here are {', '.join(sorted(Settings.model_fields))}",
+    ),
     ("ensemble.weights.agreemnt=1", "ensemble.weights.agreemnt is not known: did you mean agreement?"),
     (
         "cloud.prompts=terse",
@@ -348,7 +352,7 @@ def test_server_address_loses_its_last_slash_and_must_be_http(tmp_path: Path) ->
 def test_shown_settings_are_a_file_that_gives_the_same_settings(path: Path, tmp_path: Path) -> None:
     loaded = load(path, ["planner.margin=0.3"], {})
     again = load_settings(written(tmp_path, "\n".join(loaded.lines())), environ={})
-    assert again.model_dump() == loaded.settings.model_dump()
+    assert again.model_dump(mode="json") == loaded.settings.model_dump(mode="json")  # which masks secrets
 
 
 def test_shown_value_says_where_it_came_from_unless_it_is_a_default(tmp_path: Path) -> None:
@@ -358,3 +362,191 @@ def test_shown_value_says_where_it_came_from_unless_it_is_a_default(tmp_path: Pa
     assert "limits.drain_s = 3.0  # environment PICE_LIMITS__DRAIN_S" in lines
     assert "planner.max_points = 24" in lines
     assert tomllib.loads("\n".join(lines))["limits"]["max_deliveries"] == 5
+
+
+# --- services ---
+
+CLUSTER = (
+    SMALL
+    + """\
+[kafka]
+bootstrap_servers = "kafka:9092"
+[redis]
+url = "redis://pice@redis:6379/0"
+"""
+)
+SECRETS = (
+    "kafka.password",
+    "redis.password",
+    "security.secret",
+    "sites.lyon.key",
+)
+SASL = ["kafka.security_protocol=SASL_SSL", "kafka.username=pice"]
+
+
+def variable(key: str) -> str:
+    return "PICE_" + key.replace(".", "__").upper()
+
+
+def secret_of(settings: Settings, key: str) -> str:
+    found: object = settings
+    for name in key.split("."):
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
+    assert isinstance(found, SecretStr)
+    return found.get_secret_value()
+
+
+def test_without_brokers_all_runs_in_one_process(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, SMALL), environ={})
+    assert settings.kafka is None
+    assert settings.redis is None
+    assert settings.security.secret is None
+    assert settings.service.health_port == 0
+
+
+CLUSTER_FAULTS = [
+    ("kafka.bootstrap_servers=kafka", "kafka.bootstrap_servers must be HOST:PORT, several by comma, got 'kafka'"),
+    ("kafka.bootstrap_servers=a:1,b:0", "kafka.bootstrap_servers must be HOST:PORT, several by comma, got 'a:1,b:0'"),
+    (
+        "kafka.security_protocol=TLS",
+        "kafka.security_protocol must be 'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL', got 'TLS'",
+    ),
+    ("kafka.security_protocol=SASL_SSL", "kafka must have username and password (or password_file) for SASL_SSL"),
+    ("kafka.username=pice", "kafka must have no username and password with PLAINTEXT: they would not be used"),
+    (
+        "kafka.password_file=/run/secrets/x",
+        "kafka must have no username and password with PLAINTEXT: they would not be used",
+    ),
+    ("kafka.ca_file=ca.pem", "kafka must have no ca_file and cert_file with PLAINTEXT"),
+    ("kafka={security_protocol='SSL', cert_file='c.pem'}", "kafka must have cert_file and cert_key_file together"),
+    ("kafka.replication_factor=17", "kafka.replication_factor must be <= 16, got 17"),
+    ("redis.url=redis:6379", "redis.url must look like redis://host:6379/0, or rediss: for TLS"),
+    ("redis.url=redis://redis?ssl_cert_reqs=none", "redis.url must end with the database: no options after it"),
+    (
+        "redis.ca_file=ca.pem",
+        "redis must have no ca_file without TLS: the url of a server with TLS begins with rediss:",
+    ),
+    ("service.health_port=65536", "service.health_port must be <= 65535, got 65536"),
+    ("service.lease_s=0.5", "service.lease_s must be >= 1.0, got 0.5"),
+    ("service.log_format=xml", "service.log_format must be 'text' or 'json', got 'xml'"),
+    (
+        "sites.lyon.pool=cloud",
+        "sites.lyon.pool is reserved: 'cloud' is the site, and the pool, of the cloud engine itself",
+    ),
+    ("jobs.keep_s=0", "jobs.keep_s must be > 0.0, got 0"),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), CLUSTER_FAULTS, ids=lambda text: text[:40])
+def test_wrong_value_of_a_service_is_named_by_its_full_key(tmp_path: Path, override: str, line: str) -> None:
+    (found,) = refusal(tmp_path, CLUSTER, override)
+    assert found.partition(": ")[2] == line
+
+
+@pytest.mark.parametrize(("missing", "there"), [("redis", "kafka"), ("kafka", "redis")])
+def test_one_broker_without_the_other_is_refused(tmp_path: Path, missing: str, there: str) -> None:
+    before, _, rest = CLUSTER.partition(f"[{missing}]\n")
+    text = before + rest.partition("\n")[2]
+    (line,) = refusal(tmp_path, text)
+    assert line == f"x.toml: {missing} is missing: services need it beside {there}"
+
+
+@pytest.mark.parametrize("key", SECRETS)
+def test_secret_of_a_service_is_masked_wherever_settings_are_shown(tmp_path: Path, key: str) -> None:
+    path = written(tmp_path, CLUSTER)
+    loaded = load(path, SASL if key.startswith("kafka") else (), {variable(key): SECRET})
+    assert secret_of(loaded.settings, key) == SECRET
+    shown = repr(loaded) + str(loaded.settings) + loaded.settings.model_dump_json() + "".join(loaded.lines())
+    assert SECRET not in shown
+    assert any(line.startswith(f'{key} = "*****') and line.endswith(variable(key)) for line in loaded.lines())
+
+
+@pytest.mark.parametrize("key", SECRETS)
+def test_refusal_of_a_service_does_not_repeat_a_secret(tmp_path: Path, key: str) -> None:
+    table, _, name = key.rpartition(".")
+    wrong = [f"{key}=['{SECRET}']", f"{table}.{name}x={SECRET}", f"{key}={{a='{SECRET}'}}"]
+    for override in wrong:
+        lines = refusal(tmp_path, CLUSTER, override)
+        assert any(table in line for line in lines)
+        assert SECRET not in "".join(lines)
+
+
+@pytest.mark.parametrize("key", SECRETS)
+def test_secret_that_looks_like_a_number_is_taken_to_the_letter(tmp_path: Path, key: str) -> None:
+    path = written(tmp_path, CLUSTER)
+    for text in ("1e5", "0x10", "1_000", "2024-01-01", "true", "nan"):
+        settings = load_settings(path, SASL if key.startswith("kafka") else (), {variable(key): text})
+        assert secret_of(settings, key) == text
+
+
+@pytest.mark.parametrize("key", SECRETS)
+@pytest.mark.parametrize("text", ["", "  "], ids=["empty", "blank"])
+def test_empty_secret_is_refused_since_it_would_switch_the_check_off(tmp_path: Path, key: str, text: str) -> None:
+    lines = refusal(tmp_path, CLUSTER, *(SASL if key.startswith("kafka") else ()), environ={variable(key): text})
+    assert lines == [f"environment {variable(key)}: {key} must not be empty: leave it out where there is none"]
+
+
+@pytest.mark.parametrize("key", SECRETS)
+def test_secret_and_its_file_together_are_refused(tmp_path: Path, key: str) -> None:
+    table, _, name = key.rpartition(".")
+    overrides = [f"{key}={SECRET}", f"{key}_file=x", *(SASL if table == "kafka" else ())]
+    (line,) = refusal(tmp_path, CLUSTER, *overrides)
+    assert line.endswith(f"{table} must have {name} or {name}_file, not both")
+    assert SECRET not in line
+
+
+def test_password_in_an_address_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    (line,) = refusal(tmp_path, CLUSTER, f"redis.url=redis://pice:{SECRET}@redis:6379/0")
+    assert line.endswith("redis.url must hold no password: put that in redis.password or redis.password_file")
+    assert SECRET not in line
+
+
+def test_files_of_a_service_start_from_the_configurations_folder_and_are_read_by_who_uses_them(tmp_path: Path) -> None:
+    text = CLUSTER.replace("[kafka]\n", '[kafka]\nsecurity_protocol = "SSL"\nca_file = "ca.pem"\n')
+    text = text.replace("[sites.lyon]\n", '[sites.lyon]\nkey_file = "lyon.key"\n')
+    text += 'password_file = "redis.password"\n[security]\nsecret_file = "secret"\n'
+    settings = load_settings(written(tmp_path, text), environ={})  # none of these files is there
+    assert settings.kafka
+    assert settings.redis
+    assert settings.kafka.ca_file == tmp_path / "ca.pem"
+    assert settings.redis.password_file == tmp_path / "redis.password"
+    assert settings.security.secret_file == tmp_path / "secret"
+    assert settings.sites["lyon"].key_file == tmp_path / "lyon.key"
+
+
+def test_key_of_a_server_is_read_by_the_service_that_uses_it_alone(tmp_path: Path) -> None:
+    text = SERVER.replace("[cloud]", 'api_key_file = "vllm.key"\n[cloud]') + CLUSTER.partition("\n[kafka]")[2]
+    text = text.replace("bootstrap_servers", "[kafka]\nbootstrap_servers", 1)
+    settings = load_settings(written(tmp_path, text), environ={})
+    assert server(settings).api_key is None
+    (tmp_path / "vllm.key").write_text(SECRET)
+    key = server(with_keys(settings, ["big"])).api_key
+    assert key is not None
+    assert key.get_secret_value() == SECRET
+
+
+def test_secret_is_read_from_what_was_given_or_else_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f" {SECRET}\n")
+    assert read_secret(None, None, "security.secret_file") == ""
+    assert read_secret(SecretStr("given"), None, "security.secret_file") == "given"
+    assert read_secret(None, file, "security.secret_file") == SECRET
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: .*No such file"),
+        (b" \n", "must hold the secret, but is empty"),
+        (b"\xff", "cannot be read"),
+    ],
+    ids=["missing", "empty", "no text"],
+)
+def test_secret_file_without_a_secret_is_refused_by_the_name_of_its_setting(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^security\.secret_file {file} {reason}"):
+        read_secret(None, file, "security.secret_file")
