@@ -39,7 +39,8 @@ async def in_one_process(settings: Settings) -> AsyncIterator[Pipeline]:
         cloud = cloud_node(settings, ports, shared, cloud_engine, load)
         edges = [cloud_site(settings, ports, cloud_engine, load)]
         for partition, name in enumerate(settings.sites):
-            edges.append(edge_node(settings, ports, name, partition, engines[name]))
+            loaded = [(engine, Load()) for engine in engines[name]]
+            edges.append(edge_node(settings, ports, name, partition, loaded))
         for edge in edges:
             await edge.announce()
         nodes = [cloud.run, collector(settings, ports, shared).run, *(edge.run for edge in edges)]

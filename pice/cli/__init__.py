@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pice import __version__
-from pice.cli import ask, batch, config, demo, doctor, models, plan
+from pice.cli import ask, batch, config, dead, demo, doctor, models, plan, services, sites, topics
 from pice.cli.session import report
 from pice.cli.streams import mend_streams
 from pice.errors import PiceError
@@ -27,10 +27,20 @@ app = typer.Typer(
 app.command()(ask.ask)
 app.command()(plan.plan)
 app.command()(doctor.doctor)
+app.command()(services.cloud)
+app.command()(services.edge)
+app.command()(services.collector)
+app.command()(services.up)
 app.add_typer(batch.commands, name="batch")
 app.add_typer(config.commands, name="config")
+app.add_typer(dead.commands, name="dead")
+app.add_typer(dead.commands, name="dead")
 app.add_typer(demo.commands, name="demo")
 app.add_typer(models.commands, name="models")
+app.add_typer(sites.commands, name="sites")
+app.add_typer(topics.commands, name="topics")
+app.add_typer(sites.commands, name="sites")
+app.add_typer(topics.commands, name="topics")
 
 
 def _version(wanted: bool) -> None:
