@@ -2,7 +2,7 @@
 
 import typer
 
-from bench import agreement, demo, eager, engine, pipeline, threads
+from bench import agreement, brokers, demo, drill, eager, engine, pipeline, threads
 from bench.report import QuickOption
 from pice.errors import ConfigError
 
@@ -13,6 +13,8 @@ COMMANDS = {
     "agreement": agreement.command,
     "threads": threads.command,
     "demo": demo.command,
+    "brokers": brokers.command,
+    "drill": drill.command,
 }
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
