@@ -3,9 +3,12 @@
 import asyncio
 import hashlib
 import re
+import ssl
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis import exceptions as refusals
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -18,11 +21,13 @@ OLDEST = (7, 0)
 _NUM_CONNECTIONS = 64
 _TIMEOUT_S = 5.0
 _FULL_RETRY_S = 1.0
-_IS_AWAY = re.compile(
-    r"""(?:^|caused error: \(?['"]?)"""
-    "(?:LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|NOREPLICAS|UNBLOCKED|BUSY)"
-)
-"""How Redis refuses what it may take later; of one command among several its client first says which."""
+_NTH = r"""(?:^|caused error: \(?['"]?)"""
+"""Where the words of Redis begin: of one command among several its client first says which."""
+_IS_AWAY = re.compile(f"{_NTH}(?:LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|NOREPLICAS|UNBLOCKED|BUSY)")
+"""How Redis refuses what it may take later."""
+_MAY_NOT = re.compile(r"NOPERM|NOAUTH|The user executing the script|ACL failure in script")
+"""How it refuses this user, within a script too."""
+_UNKNOWN = re.compile(f"{_NTH}unknown (?:sub)?command", re.IGNORECASE)
 
 Word = str | bytes | int | float
 
@@ -49,7 +54,7 @@ class RedisLine:
         Raises:
             TransportError: Redis is gone, does not answer or cannot serve now; perhaps it was done.
             Full: Redis has no memory left; it was not done.
-            ConfigError: it refuses this user.
+            ConfigError: it refuses this user, or does not know the command.
         """
         with _mapped(self._address):
             return await self._redis.execute_command(*words)
@@ -60,11 +65,17 @@ class RedisLine:
 
 
 class RedisClient(RedisLine):
-    """Connections to one Redis, at most 64 for all tasks; further commands wait for one. Never repeats a command."""
+    """Connections to one Redis, at most 64 for all tasks; further commands wait for one. Never repeats a command.
 
-    def __init__(self, url: str) -> None:
+    Store, queue and registry of a process share one; see `connect_redis` for what it is given.
+    """
+
+    def __init__(self, url: str, *, password: str = "", ca_file: Path | None = None) -> None:
         self._url = url
-        pool = BlockingConnectionPool.from_url(url, max_connections=_NUM_CONNECTIONS, timeout=_TIMEOUT_S, **_OPTIONS)
+        self._options = _OPTIONS | _credentials(url, password, ca_file)
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=_NUM_CONNECTIONS, timeout=_TIMEOUT_S, **self._options
+        )
         options = pool.connection_kwargs
         super().__init__(Redis.from_pool(pool), f"Redis at {options.get('host', '')}:{options.get('port', 6379)}")
         self._is_closed = False
@@ -104,30 +115,55 @@ class RedisClient(RedisLine):
 
     def line(self) -> RedisLine:
         """A connection of its own; whoever asked for it closes it. Outlives this client."""
-        return RedisLine(Redis.from_url(self._url, single_connection_client=True, **_OPTIONS), self._address)
+        return RedisLine(Redis.from_url(self._url, single_connection_client=True, **self._options), self._address)
 
     async def close(self) -> None:
         self._is_closed = True
         await super().close()
 
 
-async def connect_redis(url: str) -> RedisClient:
-    """A client of the Redis at `redis://[user:password@]host:port/database` (`rediss:` for TLS), which was asked.
+async def connect_redis(url: str, *, password: str = "", ca_file: Path | None = None) -> RedisClient:
+    """A client of the Redis at `redis://[user@]host:port/database` (`rediss:` for TLS), which was asked.
+
+    With TLS one in `ca_file` or of the system must vouch for its certificate. No error shows the password.
 
     Raises:
-        ConfigError: the address, the password, or what answers there; says what to change.
+        ConfigError: the address, the password, the certificate, or what answers there; says what to change.
         TransportError: nothing answers now.
     """
     try:
-        client = RedisClient(url)
-    except ValueError as error:
-        raise ConfigError(f"expected an address like redis://host:6379/0: {error}") from error
+        client = RedisClient(url, password=password, ca_file=ca_file)
+    except ValueError:  # not shown: it may quote a part of the URL, and so of a password
+        raise ConfigError(
+            "expected an address like redis://host:6379/0, or rediss: for TLS; a user's name may stand before the "
+            "host, with %XX for what is neither letter nor digit"
+        ) from None
     try:
         _check(await client.call("INFO"))
     except BaseException:
         await client.close()
         raise
     return client
+
+
+def _credentials(url: str, password: str, ca_file: Path | None) -> dict[str, Any]:
+    """Options beside the URL.
+
+    Raises:
+        ConfigError: there is no such file, or nothing to use it for.
+    """
+    given: dict[str, Any] = {"password": password} if password else {}
+    if urlsplit(url).scheme != "rediss":
+        if ca_file:
+            raise ConfigError(
+                "a ca_file is for TLS: expected an address like rediss://host:6379/0, got one without TLS"
+            )
+        return given
+    try:
+        ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ConfigError(f"the ca_file of Redis must hold certificates (PEM): {ca_file}: {error}") from error
+    return given | {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_ca_certs": ca_file and str(ca_file)}
 
 
 def _check(info: bytes) -> None:
@@ -165,17 +201,33 @@ def _mapped(address: str) -> Generator[None]:
         if task and task.cancelling() > num_cancelled:
             raise asyncio.CancelledError
     except (refusals.AuthenticationError, refusals.AuthorizationError, refusals.NoPermissionError) as error:
-        raise ConfigError(f"{address} refuses us: {error}: check user, password and ACL") from error
+        raise _refused(address, error) from error
     except refusals.OutOfMemoryError as error:
         raise Full(f"{address} is full: {error}", retry_after_s=_FULL_RETRY_S) from error
     except refusals.NoScriptError as error:
         raise _Unknown(str(error)) from error
     except refusals.ResponseError as error:
-        if isinstance(error, refusals.ReadOnlyError) or _IS_AWAY.search(str(error)):
-            raise TransportError(f"{address} cannot serve now: {error}") from error
-        raise
+        raise _answered(address, error) from None
     except (refusals.ConnectionError, refusals.TimeoutError, refusals.InvalidResponse, OSError) as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise ConfigError(f"{address} shows a certificate we do not trust: {error}: check ca_file") from error
         raise TransportError(f"{address} does not answer: {error}") from error
+
+
+def _answered(address: str, error: refusals.ResponseError) -> Exception:
+    """What a refusal means; the error itself where it is our own fault."""
+    text = str(error)
+    if isinstance(error, refusals.ReadOnlyError) or _IS_AWAY.search(text):
+        return TransportError(f"{address} cannot serve now: {text}")
+    if _MAY_NOT.search(text):
+        return _refused(address, error)
+    if _UNKNOWN.search(text):  # not shown: it quotes what was sent, and that may be a password
+        return ConfigError(f"{address} lacks a command: expected Redis {OLDEST[0]}.{OLDEST[1]} or newer, all enabled")
+    return error
+
+
+def _refused(address: str, error: Exception) -> ConfigError:
+    return ConfigError(f"{address} refuses us: {error}: check user, password and ACL")
 
 
 _OPTIONS: dict[str, Any] = {

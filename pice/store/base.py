@@ -3,6 +3,10 @@
 Every change is atomic and idempotent, so any node may repeat it after a crash. A record is `open` until it is
 closed, once, by whoever comes first; its `attempt` counts the times a cloud node has begun it, and changes that name
 an earlier attempt are refused (P4).
+
+A call that raised `TransportError` may have been done all the same. Whoever makes it may say the very same again, until
+it is answered, and then hears what the first call would have said, but for these: `begin` begins one more attempt,
+`add_candidate` says REPEATED, `close_request` says False, and what `take_due` took is due again after its lease.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -62,7 +66,7 @@ class Store(Protocol):
         ...
 
     async def open(self, request: Request) -> bool:
-        """Makes the record, with its deadline; False if it was there already.
+        """Makes the record, with its deadline; False if it was there already, unless this very call made it.
 
         Raises:
             Full: too many requests are open; says when to come back (P7).
@@ -80,7 +84,7 @@ class Store(Protocol):
 
     async def place(self, segment: Segment, placement: Placement) -> bool:
         """Notes, before it is published, that a segment goes to a site. False when fenced or closed, when the
-        segment has its choice, or when it is placed there already."""
+        segment has its choice, or when another placement has it there already; True again for the very same one."""
         ...
 
     async def unplace(self, segment: Segment, placement: Placement) -> None:
@@ -99,7 +103,7 @@ class Store(Protocol):
         cut: bool,
     ) -> bool:
         """The sketch is finished, or was `cut` off: this many segments and no more. Makes the record due at once;
-        False when fenced or closed."""
+        False when fenced or closed. What an attempt said first stands, and to say it again changes nothing."""
         ...
 
     async def add_candidate(self, candidate: Candidate) -> Counted:
@@ -107,7 +111,7 @@ class Store(Protocol):
         ...
 
     async def choose(self, request_id: str, attempt: int, span: Span) -> bool:
-        """Settles a segment; the first choice stands, and False says this was not it."""
+        """Settles a segment; the first choice stands, and False says this was not it. True again for an equal one."""
         ...
 
     async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
@@ -133,12 +137,14 @@ class Store(Protocol):
         ...
 
     async def emit(self, event: Event) -> None:
-        """Appends to the request's events; dropped when it is closed or the attempt is fenced."""
+        """Appends to the request's events; dropped when it is closed or the attempt is fenced. Only `close_request`
+        makes the final one."""
         ...
 
     def follow(self, request_id: str, *, until_s: float) -> AsyncGenerator[Event, None]:
         """Events from the first kept one on. Ends after the final one, or without it where the record is unknown or
-        `until_s` passes, or the store is closed, while there is none. May be read by several."""
+        `until_s` passes, or the store is closed, while there is none. May be read by several. Where its server is
+        gone it waits for it, and raises `TransportError` only when `until_s` passes meanwhile."""
         ...
 
     def notices(self) -> Notices:
@@ -146,7 +152,8 @@ class Store(Protocol):
         ...
 
     async def heartbeat(self, state: SiteState, *, ttl_s: float) -> None:
-        """A site says that it lives. Forgotten after `ttl_s` without another."""
+        """A site says that it lives. Forgotten after `ttl_s` without another. One whose `token` is not 0 and lower than
+        the highest of this site is dropped: it is of a process that has lost the site's lease."""
         ...
 
     async def sites(self) -> list[SiteState]:

@@ -51,6 +51,7 @@ class MemoryStore:
         self._due_changed = asyncio.Event()
         self._notices: set[MemoryNotices] = set()
         self._sites: dict[str, tuple[float, SiteState]] = {}
+        self._tokens: dict[str, int] = {}
         self._is_closed = False
 
     def now(self) -> float:
@@ -93,8 +94,10 @@ class MemoryStore:
         if entry is None:
             return False
         known = entry.record.segments.setdefault(segment.index, SegmentRecord(segment))
-        if known.choice or any(p.site == placement.site and p.model == placement.model for p in known.placements):
+        if known.choice:
             return False
+        if any(p.site == placement.site and p.model == placement.model for p in known.placements):
+            return placement in known.placements
         known.placements.append(placement)
         return True
 
@@ -119,6 +122,8 @@ class MemoryStore:
         if entry is None:
             return False
         record = entry.record
+        if record.num_segments is not None:
+            return True
         record.sketch, record.num_segments, record.sealed_s = tuple(sketch), num_segments, self.now()
         record.sketch_prompt_tokens, record.sketch_output_tokens = num_prompt_tokens, num_output_tokens
         record.sketch_cut = cut
@@ -141,8 +146,10 @@ class MemoryStore:
     async def choose(self, request_id: str, attempt: int, span: Span) -> bool:
         entry = self._open_entry(request_id, attempt)
         known = entry.record.segments.get(span.index) if entry else None
-        if known is None or known.choice is not None:
+        if known is None:
             return False
+        if known.choice is not None:
+            return known.choice == span
         known.choice = span
         if len(known.placements) > 1:
             self._notify(Unwanted(request_id, attempt, span.index))
@@ -213,6 +220,10 @@ class MemoryStore:
         return notices
 
     async def heartbeat(self, state: SiteState, *, ttl_s: float) -> None:
+        latest = self._tokens.get(state.site, 0)
+        if 0 < state.token < latest:
+            return
+        self._tokens[state.site] = max(state.token, latest)
         self._sites[state.site] = (self.now() + ttl_s, state)
 
     async def sites(self) -> list[SiteState]:

@@ -18,8 +18,8 @@ from pice.core import (
     Span,
 )
 from pice.errors import Full
-from pice.message.codec import decode_as, encode
-from pice.redis_client import RedisClient, Script, Word, connect_redis
+from pice.message.codec import encode
+from pice.redis_client import RedisClient, Script, Word
 from pice.store import redis_scripts as scripts
 from pice.store.base import Counted
 from pice.store.redis_clock import RedisClock
@@ -27,6 +27,8 @@ from pice.store.redis_due import RedisDue
 from pice.store.redis_events import RedisNotices, follow
 from pice.store.redis_keys import RedisKeys
 from pice.store.redis_record import paired, record_of, sealed_fields, site_name
+from pice.store.redis_sites import RedisSites
+from pice.store.redis_unsure import Unsure
 
 _MAX_EVENTS = 4096
 _NEWS_OVERLAP_S = 0.05
@@ -35,11 +37,11 @@ _RETRY_S = 1.0
 
 
 class RedisStore:
-    """Records that many processes share; see `pice.store.base.Store`. Its clock is Redis's; made by `connect`.
+    """Records that many processes share; see `pice.store.base.Store`. Its clock is Redis's, once `start` has read it.
 
-    Every change is one script, done wholly or not at all. When `TransportError` is raised it may have been done, and
-    saying it again may then say False. `Full` is raised by what needs memory when Redis has none left; requests can
-    be ended all the same. Of a request's events about the latest 4,096 are kept.
+    Every change is one script, done wholly or not at all; one that raised `TransportError` may have been done. `Full`
+    is raised by what needs memory when Redis has none left; requests can be ended all the same. Of a request's events
+    about the latest 4,096 are kept. `client` stays open.
     """
 
     def __init__(
@@ -51,41 +53,22 @@ class RedisStore:
         record_ttl_s: float = 600.0,
         due_lease_s: float = 5.0,
     ) -> None:
+        """`max_open` bounds open requests of all processes on one `prefix`, `record_ttl_s` is how long one can be read
+        after it was closed, or after its deadline where nobody closed it, `due_lease_s` how long a taken request
+        stays with the collector that took it."""
         self._client = client
         self._keys = RedisKeys(prefix)
         self._clock = RedisClock(client)
         self._due = RedisDue(client, self._keys, self._clock, lease_s=due_lease_s)
+        self._sites = RedisSites(client, self._keys)
+        self._unsure = Unsure()
         self._max_open = max_open
         self._ttl_s = record_ttl_s
         self._is_closed = False
 
-    @classmethod
-    async def connect(
-        cls,
-        url: str,
-        *,
-        prefix: str = "pice",
-        max_open: int = 1024,
-        record_ttl_s: float = 600.0,
-        due_lease_s: float = 5.0,
-    ) -> "RedisStore":
-        """A store whose Redis has answered.
-
-        `max_open` bounds open requests of all processes on one `prefix`, `record_ttl_s` is how long one can be read
-        after it was closed, or after its deadline where nobody closed it, `due_lease_s` how long a taken request
-        stays with the collector that took it.
-
-        Raises:
-            ConfigError, TransportError: as `pice.redis_client.connect_redis`.
-        """
-        client = await connect_redis(url)
-        store = cls(client, prefix=prefix, max_open=max_open, record_ttl_s=record_ttl_s, due_lease_s=due_lease_s)
-        try:
-            await store._clock.refresh()
-        except BaseException:
-            await client.close()
-            raise
-        return store
+    async def start(self) -> None:
+        """Reads Redis's clock, which `now` then tells. May be called again."""
+        await self._clock.refresh()
 
     def now(self) -> float:
         return self._clock.now()
@@ -97,14 +80,16 @@ class RedisStore:
             if await self._client.call("EXISTS", self._keys.shard(request_id).record(request_id)):
                 return False
             raise Full(f"{self._max_open} requests are open, which is the limit", retry_after_s=_RETRY_S)
-        try:
-            found = await self._change(scripts.OPEN, request_id, request_id, payload, request.timeout_s, self._ttl_s)
-        except Full:
-            await self._give_back(request_id)
-            raise
+        words = (request_id, payload, request.timeout_s, self._ttl_s)
+        with self._unsure.saying(payload) as is_repeat:
+            try:
+                found = await self._change(scripts.OPEN, request_id, *words)
+            except Full:
+                await self._give_back(request_id)
+                raise
         if found == b"ended":
             await self._give_back(request_id)
-        return bool(found == b"opened")
+        return bool(found == b"opened" or (found == b"same" and is_repeat))
 
     async def begin(self, request_id: str) -> Record | None:
         fields = await self._change(scripts.BEGIN, request_id, request_id)
@@ -170,7 +155,10 @@ class RedisStore:
         return await self._due.take(limit)
 
     async def emit(self, event: Event) -> None:
-        await self._change(scripts.EMIT, event.request_id, event.attempt, encode(event), _MAX_EVENTS)
+        shard, payload = self._keys.shard(event.request_id), encode(event)
+        with self._unsure.saying(payload) as is_repeat:
+            words = (shard.record(event.request_id), event.attempt, payload, _MAX_EVENTS, int(is_repeat))
+            await self._client.run(scripts.EMIT, (shard.events(event.request_id),), words)
 
     def follow(self, request_id: str, *, until_s: float) -> AsyncGenerator[Event, None]:
         shard = self._keys.shard(request_id)
@@ -186,17 +174,15 @@ class RedisStore:
 
     async def heartbeat(self, state: SiteState, *, ttl_s: float) -> None:
         await self._clock.refresh()
-        keys = (self._keys.alive, self._keys.states)
-        await self._client.run(scripts.HEARTBEAT, keys, (state.site, encode(state), ttl_s))
+        await self._sites.heartbeat(state, ttl_s)
 
     async def sites(self) -> list[SiteState]:
         await self._clock.refresh()
-        states = await self._client.run(scripts.SITES, (self._keys.alive, self._keys.states), ())
-        return sorted((decode_as(SiteState, state) for state in states), key=lambda state: state.site)
+        return await self._sites.alive()
 
     async def close(self) -> None:
+        """Ends what follows events."""
         self._is_closed = True
-        await self._client.close()
 
     async def _change(self, script: Script, request_id: str, *words: Word) -> Any:
         return await self._client.run(script, self._keys.shard(request_id).keys(request_id), words)

@@ -24,9 +24,15 @@ class RedisClock:
 
     async def refresh(self) -> None:
         """Reads the time again if that was long ago: two hosts' clocks drift apart."""
-        if (now_s := asyncio.get_running_loop().time()) - self._read_s >= _READ_EVERY_S:
-            self._read_s = now_s
+        read_s, now_s = self._read_s, asyncio.get_running_loop().time()
+        if now_s - read_s < _READ_EVERY_S:
+            return
+        self._read_s = now_s  # others need not read it meanwhile
+        try:
             self._offset_s = min([await self._reading() for _ in range(_NUM_READINGS)])[1]
+        except BaseException:
+            self._read_s = read_s
+            raise
 
     async def _reading(self) -> tuple[float, float]:
         """How long a reading took, and by how much Redis's clock is ahead of the loop's."""

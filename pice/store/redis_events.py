@@ -1,6 +1,7 @@
 """Events of a request, and news of unwanted work, as they come."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,29 +13,68 @@ from pice.redis_client import RedisLine
 from pice.store.base import Unwanted
 from pice.store.redis_record import MAX_BYTES, Fields, outcome_of, paired
 
+log = logging.getLogger(__name__)
+
 _BLOCK_S = 0.5
 _NUM_AT_ONCE = 256
+_FINAL = ("answered", "failed")
 
 
 async def follow(line: RedisLine, record: str, stream: str, left_s: Callable[[], float]) -> AsyncGenerator[Event, None]:
-    """A request's events as of `Store.follow`; waits for more while `left_s()` is above 0. Closes the line."""
-    after, block_s = b"0", 0.0
+    """A request's events as of `Store.follow`; waits for more, and where Redis is away for its return, while
+    `left_s()` is above 0. Closes the line."""
+    reader, block_s = _EventReader(line, record, stream), 0.0
     try:
-        while True:
+        while not reader.is_over:
             wait_s = left_s()
-            entries = await _read(line, {stream: after}, min(wait_s, block_s))
-            for entry_id, fields in entries.get(stream, ()):
-                after = entry_id
-                if (event := await _event(line, record, fields)) is None:
-                    return
+            try:
+                events = await reader.read(min(wait_s, block_s))
+            except TransportError as error:
+                if wait_s <= 0:
+                    raise
+                log.info("events wait for Redis: %s", error)
+                await asyncio.sleep(_BLOCK_S)
+                continue
+            for event in events:
                 yield event
-                if event.kind in ("answered", "failed"):
-                    return
-            if not entries and (wait_s <= 0 or not await line.call("EXISTS", record)):
+            if not events and wait_s <= 0:
                 return
             block_s = _BLOCK_S
     finally:
         await line.close()
+
+
+class _EventReader:
+    """Reads each event of a request once. The record alone says that it has ended, and how: a site may append events
+    (docs/redis-acl.md), so what stands among them is not believed."""
+
+    def __init__(self, line: RedisLine, record: str, stream: str) -> None:
+        self._line = line
+        self._record = record
+        self._stream = stream
+        self._after = b"0"
+        self.is_over = False
+
+    async def read(self, wait_s: float) -> list[Event]:
+        """What has come since; where it raises, the next call gives all of that."""
+        entries = (await _read(self._line, {self._stream: self._after}, wait_s)).get(self._stream, [])
+        events, is_over = list[Event](), not entries and not await self._line.call("EXISTS", self._record)
+        for entry_id, fields in entries:
+            if (event := await self._final(entry_id) if b"final" in fields else _event(fields)) is None:
+                continue
+            events.append(event)
+            if event.kind in _FINAL:
+                is_over = True
+                break
+        self.is_over = is_over
+        self._after = entries[-1][0] if entries else self._after
+        return events
+
+    async def _final(self, entry_id: bytes) -> Event | None:
+        """The last event of a request, if that is the one that stands there."""
+        names = ("attempt", "closed", "outcome", "final")
+        attempt, closed, outcome, final = await self._line.call("HMGET", self._record, *names)
+        return _final_event(outcome_of(outcome), float(closed), int(attempt)) if final == entry_id else None
 
 
 class RedisNotices:
@@ -73,20 +113,21 @@ def _entries(reply: Any) -> Iterator[tuple[bytes, Fields]]:
         yield entry_id, paired(fields)
 
 
-async def _event(line: RedisLine, record: str, fields: Fields) -> Event | None:
-    """The event; None for a final one whose record is gone."""
-    if b"final" not in fields:
-        return decode_as(Event, fields[b"event"], max_bytes=MAX_BYTES)
-    payload = await line.call("HGET", record, "outcome")
-    return _final_event(outcome_of(payload), fields[b"final"]) if payload else None
+def _event(fields: Fields) -> Event | None:
+    try:
+        event = decode_as(Event, fields.get(b"event", b""), max_bytes=MAX_BYTES)
+        if event.kind in _FINAL:
+            raise DecodeError(f"expected an event of a request that goes on, got {event.kind}")
+    except DecodeError as error:
+        log.warning("an event is passed over: %s", error)
+        return None
+    return event
 
 
-def _final_event(outcome: Answer | Failure, said: bytes) -> Event:
-    """The last event of a request, of its outcome and the attempt and time that were noted."""
-    attempt, at_s = said.split()
+def _final_event(outcome: Answer | Failure, at_s: float, attempt: int) -> Event:
     if isinstance(outcome, Answer):
-        return Event(outcome.request_id, "answered", float(at_s), int(attempt), answer=outcome)
-    return Event(outcome.request_id, "failed", float(at_s), int(attempt), failure=outcome)
+        return Event(outcome.request_id, "answered", at_s, attempt, answer=outcome)
+    return Event(outcome.request_id, "failed", at_s, attempt, failure=outcome)
 
 
 def _unwanted(fields: Fields) -> Unwanted:

@@ -48,8 +48,13 @@ class RedisKeys:
     def __init__(self, prefix: str) -> None:
         self.shards: Sequence[Shard] = tuple(Shard(f"{prefix}:{{{number:02}}}") for number in range(NUM_SHARDS))
         self.open = f"{prefix}:open"
-        self.alive = f"{prefix}:{{sites}}:alive"
-        self.states = f"{prefix}:{{sites}}:states"
+        self.beating = f"{prefix}:{{sites}}:beating"
+        """Set of the sites whose heartbeat may be alive."""
+        self._state = f"{prefix}:{{sites}}:state:"
+
+    def state(self, site: str) -> str:
+        """Hash of a site's heartbeat."""
+        return self._state + site
 
     def shard(self, request_id: str) -> Shard:
         """The one shard that a request is kept in."""

@@ -10,12 +10,17 @@ KEYS of a request's scripts are those of `Shard.keys`: record, events, due, news
     c:INDEX:NAME                             a candidate of that site and model, after its number
     x:INDEX                                  the choice
     next                                     the number of the latest placement or candidate
-    closed outcome                           when and how it ended
+    closed outcome final                     when and how it ended, and which event says so
 
-Redis refuses a script as a whole when its memory is full, except those that let requests end.
+`EMIT` is given the record's name beside KEYS: Redis wants the right to write for every key that is declared, and a
+site may only read records (docs/redis-acl.md). Redis refuses a script as a whole when its memory is full, except those
+that let requests end or sites be known.
 """
 
 from pice.redis_client import Script
+
+_OF_A_REQUEST = "local record, events, due, news, wake = unpack(KEYS)\n"
+_OF_EVENTS = "local record, events = ARGV[1], KEYS[1]\n"
 
 _SHARED = """
 local function now()
@@ -34,39 +39,40 @@ local function keep_until(key, at)
   end
 end
 local function is_open(attempt)
-  local known = redis.call('HMGET', KEYS[1], 'attempt', 'closed')
+  local known = redis.call('HMGET', record, 'attempt', 'closed')
   return known[1] and not known[2] and (attempt == '' or attempt == known[1])
 end
 local function set_due(id, at)
-  redis.call('ZADD', KEYS[3], seconds(at), id)
-  if at <= now() + 0.5 and redis.call('LLEN', KEYS[5]) == 0 then
-    redis.call('RPUSH', KEYS[5], '1')
-    redis.call('PEXPIRE', KEYS[5], 60000)
+  redis.call('ZADD', due, seconds(at), id)
+  if at <= now() + 0.5 and redis.call('LLEN', wake) == 0 then
+    redis.call('RPUSH', wake, '1')
+    redis.call('PEXPIRE', wake, 60000)
   end
 end
 local function tell(id, attempt, index)
-  redis.call('XADD', KEYS[4], 'MAXLEN', '~', 1024, '*', 'id', id, 'attempt', attempt, 'index', index)
-  redis.call('PEXPIRE', KEYS[4], 600000)
+  redis.call('XADD', news, 'MAXLEN', '~', 1024, '*', 'id', id, 'attempt', attempt, 'index', index)
+  redis.call('PEXPIRE', news, 600000)
 end
 local function add_event(name, value, max_events)
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', max_events, '*', name, value)
-  if redis.call('PTTL', KEYS[2]) < 0 then
-    redis.call('PEXPIREAT', KEYS[2], redis.call('PEXPIRETIME', KEYS[1]))
+  local id = redis.call('XADD', events, 'MAXLEN', '~', max_events, '*', name, value)
+  if redis.call('PTTL', events) < 0 then
+    redis.call('PEXPIREAT', events, redis.call('PEXPIRETIME', record))
   end
+  return id
 end
 local function numbered(value)
-  return string.format('%010d', redis.call('HINCRBY', KEYS[1], 'next', 1)) .. value
+  return string.format('%010d', redis.call('HINCRBY', record, 'next', 1)) .. value
 end
 """
 
 
-def _script(body: str) -> Script:
-    return Script(f"#!lua\n{_SHARED}{body}")
+def _script(body: str, keys: str = _OF_A_REQUEST) -> Script:
+    return Script(f"#!lua\n{keys}{_SHARED}{body}")
 
 
 def _ending(body: str) -> Script:
     """A script that may take the little it needs of a full memory, since it lets memory be freed."""
-    return Script(f"#!lua flags=allow-oom\n{_SHARED}{body}")
+    return Script(f"#!lua flags=allow-oom\n{_OF_A_REQUEST}{_SHARED}{body}")
 
 
 RESERVE = _script("""
@@ -81,81 +87,90 @@ return 1
 """KEYS open; id, most that may be open, seconds after which it counts no more -> 0 when too many are."""
 
 OPEN = _script("""
-if is_open('') then return 'open' end
-if redis.call('EXISTS', KEYS[1]) == 1 then return 'ended' end
+if is_open('') then
+  local known = redis.call('HMGET', record, 'attempt', 'request')
+  return known[1] == '0' and known[2] == ARGV[2] and 'same' or 'open'
+end
+if redis.call('EXISTS', record) == 1 then return 'ended' end
 local at = now()
 local deadline = at + ARGV[3]
-redis.call('HSET', KEYS[1], 'request', ARGV[2], 'opened', seconds(at), 'deadline', seconds(deadline), 'attempt', 0)
-redis.call('PEXPIREAT', KEYS[1], milliseconds(deadline + ARGV[4]))
+redis.call('HSET', record, 'request', ARGV[2], 'opened', seconds(at), 'deadline', seconds(deadline), 'attempt', 0)
+redis.call('PEXPIREAT', record, milliseconds(deadline + ARGV[4]))
 set_due(ARGV[1], deadline)
-keep_until(KEYS[3], deadline + ARGV[4])
+keep_until(due, deadline + ARGV[4])
 return 'opened'
 """)
-"""id, request, timeout, seconds it is kept after its deadline -> opened, or how it was: open or ended."""
+"""id, request, timeout, seconds it is kept after its deadline -> opened, or how it was: open, ended, or the same, which
+nobody has begun."""
 
 BEGIN = _script("""
-local old = redis.call('HMGET', KEYS[1], 'attempt', 'closed', 'sealed', 'request', 'opened', 'deadline', 'begun')
+local old = redis.call('HMGET', record, 'attempt', 'closed', 'sealed', 'request', 'opened', 'deadline', 'begun')
 if not old[1] or old[2] or old[3] then return {} end
-local expires = redis.call('PEXPIRETIME', KEYS[1])
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'attempt', string.format('%d', old[1] + 1), 'request', old[4], 'opened', old[5],
+local expires = redis.call('PEXPIRETIME', record)
+redis.call('DEL', record)
+redis.call('HSET', record, 'attempt', string.format('%d', old[1] + 1), 'request', old[4], 'opened', old[5],
   'deadline', old[6], 'begun', old[7] or seconds(now()))
-redis.call('PEXPIREAT', KEYS[1], expires)
+redis.call('PEXPIREAT', record, expires)
 if old[1] ~= '0' then tell(ARGV[1], old[1], '') end
-return redis.call('HGETALL', KEYS[1])
+return redis.call('HGETALL', record)
 """)
 """id -> fields of the record, none when there is nothing to begin."""
 
 PLANNED = _script("""
 if not is_open(ARGV[1]) then return 0 end
-redis.call('HSET', KEYS[1], 'plan', ARGV[2])
+redis.call('HSET', record, 'plan', ARGV[2])
 return 1
 """)
 """attempt, plan."""
 
 PLACE = _script("""
 if not is_open(ARGV[1]) then return 0 end
-redis.call('HSETNX', KEYS[1], 's:' .. ARGV[2], ARGV[3])
+redis.call('HSETNX', record, 's:' .. ARGV[2], ARGV[3])
+if redis.call('HEXISTS', record, 'x:' .. ARGV[2]) == 1 then return 0 end
 local name = 'p:' .. ARGV[2] .. ':' .. ARGV[4]
-if redis.call('HEXISTS', KEYS[1], 'x:' .. ARGV[2]) == 1 or redis.call('HEXISTS', KEYS[1], name) == 1 then return 0 end
-redis.call('HSET', KEYS[1], name, numbered(ARGV[5]))
-redis.call('HINCRBY', KEYS[1], 'n:' .. ARGV[2], 1)
+local known = redis.call('HGET', record, name)
+if known then return string.sub(known, 11) == ARGV[5] and 1 or 0 end
+redis.call('HSET', record, name, numbered(ARGV[5]))
+redis.call('HINCRBY', record, 'n:' .. ARGV[2], 1)
 return 1
 """)
 """attempt, index, segment, name, placement."""
 
 UNPLACE = _ending("""
 local name = 'p:' .. ARGV[2] .. ':' .. ARGV[3]
-local known = is_open(ARGV[1]) and redis.call('HGET', KEYS[1], name)
+local known = is_open(ARGV[1]) and redis.call('HGET', record, name)
 if not known or string.sub(known, 11) ~= ARGV[4] then return 0 end
-redis.call('HDEL', KEYS[1], name)
-redis.call('HINCRBY', KEYS[1], 'n:' .. ARGV[2], -1)
+redis.call('HDEL', record, name)
+redis.call('HINCRBY', record, 'n:' .. ARGV[2], -1)
 return 1
 """)
 """attempt, index, name, placement."""
 
 SEAL = _script("""
 if not is_open(ARGV[2]) then return 0 end
-redis.call('HSET', KEYS[1], 'sealed', seconds(now()), unpack(ARGV, 3))
+if redis.call('HSETNX', record, 'sealed', seconds(now())) == 0 then return 1 end
+redis.call('HSET', record, unpack(ARGV, 3))
 set_due(ARGV[1], now())
 return 1
 """)
 """id, attempt, then fields and values."""
 
 ADD_CANDIDATE = _script("""
-if not is_open(ARGV[1]) or redis.call('HEXISTS', KEYS[1], 's:' .. ARGV[2]) == 0 then return 'stale' end
+if not is_open(ARGV[1]) or redis.call('HEXISTS', record, 's:' .. ARGV[2]) == 0 then return 'stale' end
 local rest = ARGV[2] .. ':' .. ARGV[3]
-if redis.call('HEXISTS', KEYS[1], 'p:' .. rest) == 0 then return 'foreign' end
-if redis.call('HEXISTS', KEYS[1], 'c:' .. rest) == 1 then return 'repeated' end
-redis.call('HSET', KEYS[1], 'c:' .. rest, numbered(ARGV[4]))
+if redis.call('HEXISTS', record, 'p:' .. rest) == 0 then return 'foreign' end
+if redis.call('HEXISTS', record, 'c:' .. rest) == 1 then return 'repeated' end
+redis.call('HSET', record, 'c:' .. rest, numbered(ARGV[4]))
 return 'new'
 """)
 """attempt, index, name, candidate -> a value of `Counted`."""
 
 CHOOSE = _script("""
-if not is_open(ARGV[2]) or redis.call('HEXISTS', KEYS[1], 's:' .. ARGV[3]) == 0 then return 0 end
-if redis.call('HSETNX', KEYS[1], 'x:' .. ARGV[3], ARGV[4]) == 0 then return 0 end
-if tonumber(redis.call('HGET', KEYS[1], 'n:' .. ARGV[3]) or 0) > 1 then tell(ARGV[1], ARGV[2], ARGV[3]) end
+if not is_open(ARGV[2]) or redis.call('HEXISTS', record, 's:' .. ARGV[3]) == 0 then return 0 end
+local known = redis.call('HGET', record, 'x:' .. ARGV[3])
+if known then return known == ARGV[4] and 1 or 0 end
+redis.call('HSET', record, 'x:' .. ARGV[3], ARGV[4])
+if tonumber(redis.call('HGET', record, 'n:' .. ARGV[3]) or 0) > 1 then tell(ARGV[1], ARGV[2], ARGV[3]) end
 return 1
 """)
 """id, attempt, index, span."""
@@ -164,25 +179,30 @@ CLOSE = _ending("""
 if not is_open('') then return 'ended' end
 if not is_open(ARGV[2]) then return 'fenced' end
 local at = now()
-local attempt = redis.call('HGET', KEYS[1], 'attempt')
-redis.call('HSET', KEYS[1], 'closed', seconds(at), 'outcome', ARGV[3])
-add_event('final', attempt .. ' ' .. seconds(at), ARGV[5])
-redis.call('PEXPIREAT', KEYS[1], milliseconds(at + ARGV[4]))
-redis.call('PEXPIREAT', KEYS[2], milliseconds(at + ARGV[4]))
-redis.call('ZREM', KEYS[3], ARGV[1])
-tell(ARGV[1], attempt, '')
+redis.call('HSET', record, 'closed', seconds(at), 'outcome', ARGV[3], 'final', add_event('final', '1', ARGV[5]))
+redis.call('PEXPIREAT', record, milliseconds(at + ARGV[4]))
+redis.call('PEXPIREAT', events, milliseconds(at + ARGV[4]))
+redis.call('ZREM', due, ARGV[1])
+tell(ARGV[1], redis.call('HGET', record, 'attempt'), '')
 return 'closed'
 """)
 """id, attempt or nothing, outcome, seconds it is kept, most events -> closed, ended (or unknown) or fenced."""
 
-EMIT = _script("""
-if is_open(ARGV[1]) then add_event('event', ARGV[2], ARGV[3]) end
-""")
-"""attempt, event, most events."""
+EMIT = _script(
+    """
+if not is_open(ARGV[2]) then return end
+for _, entry in ipairs(ARGV[5] == '1' and redis.call('XREVRANGE', events, '+', '-', 'COUNT', 512) or {}) do
+  if entry[2][2] == ARGV[3] then return end
+end
+add_event('event', ARGV[3], ARGV[4])
+""",
+    _OF_EVENTS,
+)
+"""KEYS events; record, attempt, event, most events, 1 to leave it at that if it is among the latest already."""
 
 SET_DUE = _ending("""
 if not is_open('') then return end
-set_due(ARGV[1], math.min(ARGV[2], redis.call('HGET', KEYS[1], 'deadline')))
+set_due(ARGV[1], math.min(ARGV[2], redis.call('HGET', record, 'deadline')))
 """)
 """id, time."""
 
@@ -201,20 +221,26 @@ return taken
 """)
 """KEYS due; record key without its id, lease, limit -> ids."""
 
-HEARTBEAT = _script("""
-local at = now()
-for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', seconds(at))) do
-  redis.call('ZREM', KEYS[1], gone)
-  redis.call('HDEL', KEYS[2], gone)
-end
-redis.call('ZADD', KEYS[1], seconds(at + ARGV[3]), ARGV[1])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+HEARTBEAT = _ending("""
+local token, latest = tonumber(ARGV[3]), tonumber(redis.call('HGET', KEYS[1], 'token') or 0)
+if token > 0 and token < latest then return end
+redis.call('HSET', KEYS[1], 'state', ARGV[2], 'until', seconds(now() + ARGV[4]),
+  'token', string.format('%d', math.max(token, latest)))
+redis.call('PEXPIRE', KEYS[1], milliseconds(math.max(ARGV[4], 86400)))
+redis.call('SADD', KEYS[2], ARGV[1])
 """)
-"""KEYS alive, states; site, state, seconds until it is forgotten."""
+"""KEYS state, beating; site, state, token, seconds until it is forgotten. The token is kept for a day more."""
 
-SITES = _script("""
-local alive = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. seconds(now()), '+inf')
-if #alive == 0 then return {} end
-return redis.call('HMGET', KEYS[2], unpack(alive))
+SITES = _ending("""
+local found = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local known = redis.call('HMGET', ARGV[1] .. name, 'until', 'state')
+  if not known[1] then
+    redis.call('SREM', KEYS[1], name)
+  elseif tonumber(known[1]) > now() then
+    table.insert(found, {name, known[2]})
+  end
+end
+return found
 """)
-"""KEYS alive, states -> states."""
+"""KEYS beating; state key without the site -> site and state of each that lives."""

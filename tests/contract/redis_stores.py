@@ -9,18 +9,41 @@ from pice.store.redis import RedisStore
 
 
 @asynccontextmanager
+async def connected(url: str) -> AsyncIterator[RedisClient]:
+    """A client, closed at the end."""
+    client = await connect_redis(url)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def redis_prefix(url: str) -> AsyncIterator[str]:
+    """A prefix that nobody else has; its keys are deleted at the end."""
+    prefix = f"pice-test-{uuid4().hex}"
+    try:
+        yield prefix
+    finally:
+        async with connected(url) as client:
+            if keys := await keys_of(client, f"{prefix}:*"):
+                await client.call("DEL", *keys)
+
+
+@asynccontextmanager
 async def redis_stores(
     url: str, *, max_open: int = 1024, record_ttl_s: float = 600.0, due_lease_s: float = 5.0
 ) -> AsyncIterator[Callable[[], Awaitable[RedisStore]]]:
-    """Makes stores that share all they hold."""
-    prefix = f"pice-test-{uuid4().hex}"
+    """Makes stores that share all they hold, each with a client of its own."""
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(_clean, url, prefix)
+        prefix = await stack.enter_async_context(redis_prefix(url))
 
         async def make() -> RedisStore:
-            store = await RedisStore.connect(
-                url, prefix=prefix, max_open=max_open, record_ttl_s=record_ttl_s, due_lease_s=due_lease_s
+            client = await stack.enter_async_context(connected(url))
+            store = RedisStore(
+                client, prefix=prefix, max_open=max_open, record_ttl_s=record_ttl_s, due_lease_s=due_lease_s
             )
+            await store.start()
             stack.push_async_callback(store.close)
             return store
 
@@ -31,12 +54,3 @@ async def keys_of(client: RedisClient, pattern: str) -> list[bytes]:
     """The keys that a pattern finds."""
     found: list[bytes] = await client.call("KEYS", pattern)
     return sorted(found)
-
-
-async def _clean(url: str, prefix: str) -> None:
-    client = await connect_redis(url)
-    try:
-        if keys := await keys_of(client, f"{prefix}:*"):
-            await client.call("DEL", *keys)
-    finally:
-        await client.close()

@@ -9,7 +9,7 @@ import pytest
 from pice.errors import ConfigError, TransportError
 from pice.redis_client import Script, connect_redis
 from tests.brokers import redis_url
-from tests.contract.own_redis import OwnRedis, saying
+from tests.contract.own_redis import OwnRedis, make_certificates, saying
 
 
 @pytest.fixture
@@ -28,10 +28,76 @@ async def test_wrong_password_is_refused_at_start(own_redis: OwnRedis) -> None:
         with pytest.raises(ConfigError, match="check user, password and ACL") as refused:
             await connect_redis(own_redis.url.replace("//", f"//{password}"))
         assert "wrong" not in str(refused.value).replace("WRONGPASS", "")
-    client = await connect_redis(own_redis.url.replace("//", "//:right@"))
+    for url, password in ((own_redis.url.replace("//", "//:right@"), ""), (own_redis.url, "right")):
+        client = await connect_redis(url, password=password)
+        assert await client.call("GET", "a") is None
+        line = client.line()
+        assert await line.call("GET", "a") is None
+        await line.close()
+        await client.close()
+    await admin.close()
+
+
+async def test_user_of_the_url_logs_in_with_the_password_beside_it(own_redis: OwnRedis) -> None:
+    admin = await connect_redis(own_redis.url)
+    await admin.call("ACL", "SETUSER", "site/paris", "on", ">p@ss/w:rd%", "+info", "+get", "~a")
+    url = own_redis.url.replace("//", "//site%2Fparis@")
+    with pytest.raises(ConfigError, match="check user, password and ACL") as refused:
+        await connect_redis(url, password="p@ss")
+    assert "p@ss" not in str(refused.value)
+    client = await connect_redis(url, password="p@ss/w:rd%")
     assert await client.call("GET", "a") is None
+    with pytest.raises(ConfigError, match="refuses us"):
+        await client.call("GET", "b")
+    assert "p@ss" not in f"{client!r} {client._redis!r}"
     await client.close()
     await admin.close()
+
+
+@pytest.mark.parametrize("url", ["redis://user:pa/ss@host:6379/0", "redis://:pass@host:pass/0", "http://u:pass@host"])
+async def test_address_that_is_none_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigError, match="expected an address like") as refused:
+        await connect_redis(url)
+    assert "pa" not in str(refused.value)
+
+
+async def test_server_that_quotes_what_it_was_sent_gives_no_password_away() -> None:
+    async with saying("", refusal="ERR unknown command 'AUTH', with args beginning with: 'secret'") as url:
+        with pytest.raises(ConfigError, match="lacks a command") as refused:
+            await connect_redis(url, password="secret")
+    assert "secret" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+async def test_certificates_that_are_none_or_of_no_use_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected an address like rediss://"):
+        await connect_redis("redis://127.0.0.1:1/0", ca_file=tmp_path)
+    (tmp_path / "junk.pem").write_text("no certificate", encoding="utf-8")
+    for name in ("none.pem", "junk.pem"):
+        with pytest.raises(ConfigError, match=rf"ca_file of Redis must hold certificates.*{name}"):
+            await connect_redis("rediss://127.0.0.1:1/0", ca_file=tmp_path / name)
+
+
+async def test_tls_with_a_certificate_that_is_trusted_and_with_one_that_is_not(tmp_path: Path) -> None:
+    redis_url()
+    certificates = make_certificates(tmp_path)
+    own = OwnRedis(tmp_path, certificates=certificates)
+    await own.start()
+    try:
+        client = await connect_redis(own.url, ca_file=certificates.ca)
+        assert await client.call("ECHO", "a") == b"a"
+        line = client.line()
+        assert await line.call("ECHO", "b") == b"b"
+        await line.close()
+        await client.close()
+        with pytest.raises(ConfigError, match=r"certificate we do not trust.*check ca_file"):
+            await connect_redis(own.url)
+        with pytest.raises(ConfigError, match="certificate we do not trust"):
+            await connect_redis(own.url.replace("127.0.0.1", "localhost"), ca_file=certificates.ca)
+        with pytest.raises(TransportError, match="does not answer"):
+            await connect_redis(own.url.replace("rediss:", "redis:"))
+    finally:
+        await own.stop()
 
 
 async def test_redis_that_evicts_is_refused_at_start(own_redis: OwnRedis) -> None:

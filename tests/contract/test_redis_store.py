@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -30,12 +30,14 @@ from pice.core import (
 )
 from pice.errors import DecodeError, Full, TransportError
 from pice.message.codec import encode
-from pice.redis_client import RedisClient
+from pice.redis_client import RedisClient, Script
+from pice.store import redis_scripts as scripts
 from pice.store.base import Counted, Store, Unwanted
 from pice.store.memory import MemoryStore
 from pice.store.redis import RedisStore
 from pice.store.redis_clock import RedisClock
 from pice.store.redis_record import outcome_of, record_of
+from pice.store.redis_unsure import Unsure
 from tests.brokers import redis_url
 from tests.contract.own_redis import OwnRedis
 from tests.contract.redis_stores import keys_of, redis_stores
@@ -78,6 +80,10 @@ def answer(attempt: int = 1, text: str = "text") -> Answer:
 
 def span(index: int = 0, text: str = "text") -> Span:
     return Span(index, text, "paris", "m", 0.5)
+
+
+def state(site: str) -> SiteState:
+    return SiteState(site, "main", 0, (ModelState("m", 4096, 4, Curve((1,), (0.1,))),), 7.5)
 
 
 async def placed(store: Store) -> None:
@@ -141,10 +147,34 @@ async def test_final_event_says_when_and_in_which_attempt(stores: tuple[RedisSto
 
 async def test_site_seen_by_one_store_is_known_to_another(stores: tuple[RedisStore, RedisStore]) -> None:
     one, other = stores
-    state = SiteState("paris", "main", 0, (ModelState("m", 4096, 4, Curve((1,), (0.1,))),), one.now())
-    await one.heartbeat(state, ttl_s=30)
-    await one.heartbeat(replace(state, site="gone"), ttl_s=0)
-    assert await other.sites() == [state]
+    await one.heartbeat(state("paris"), ttl_s=30)
+    await one.heartbeat(state("gone"), ttl_s=0)
+    assert await other.sites() == [state("paris")]
+
+
+async def test_heartbeat_that_is_none_or_of_another_site_is_told_once_and_silent(
+    stores: tuple[RedisStore, RedisStore], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = stores[0]
+    for site in ("junk", "liar", "paris"):
+        await store.heartbeat(state(site), ttl_s=30)
+    await store._client.call("HSET", store._keys.state("junk"), "state", b"\xff")
+    await store._client.call("HSET", store._keys.state("liar"), "state", encode(state("rome")))
+    for _ in range(2):
+        assert await store.sites() == [state("paris")]
+    told = sorted(record.getMessage() for record in caplog.records)
+    assert [text.split(" is taken for silent")[0] for text in told] == ["site 'junk'", "site 'liar'"]
+    await store.heartbeat(state("liar"), ttl_s=30)
+    assert await store.sites() == [state("liar"), state("paris")]
+
+
+async def test_site_that_is_gone_for_a_day_leaves_nothing(stores: tuple[RedisStore, RedisStore]) -> None:
+    store = stores[0]
+    await store.heartbeat(state("paris"), ttl_s=30)
+    assert 86_300_000 < await store._client.call("PTTL", store._keys.state("paris")) <= 86_400_000
+    await store._client.call("DEL", store._keys.state("paris"))  # as if the day were over
+    assert await store.sites() == []
+    assert await prefix_keys(store) == []
 
 
 async def test_candidate_is_counted_once_by_collectors_at_the_same_time(stores: tuple[RedisStore, RedisStore]) -> None:
@@ -401,11 +431,10 @@ async def test_redis_that_restarts_is_survived(own_redis: OwnRedis) -> None:
         notices = store.notices()
         news = asyncio.ensure_future(notices.receive())
         assert await store.open(REQUEST)
-        following, taking = asyncio.ensure_future(kinds(store)), asyncio.ensure_future(store.take_due())
+        taking = asyncio.ensure_future(store.take_due())
         await own_redis.stop()
-        for waiting in (following, taking):
-            with pytest.raises(TransportError, match=r"127\.0\.0\.1"):
-                await waiting
+        with pytest.raises(TransportError, match=r"127\.0\.0\.1"):
+            await taking
         for call in (store.open(REQUEST), store.record("r1"), store.sites(), store.wanted("r1", 1, 0)):
             with pytest.raises(TransportError, match=r"127\.0\.0\.1"):
                 await call
@@ -420,8 +449,167 @@ async def test_redis_that_restarts_is_survived(own_redis: OwnRedis) -> None:
         await notices.close()
 
 
-async def test_store_that_is_closed_says_so(stores: tuple[RedisStore, RedisStore]) -> None:
-    await stores[0].close()
+@pytest.fixture
+async def kept_redis(tmp_path: Path) -> AsyncIterator[OwnRedis]:
+    redis_url()
+    own = OwnRedis(tmp_path, keeps=True)
+    await own.start()
+    yield own
+    await own.stop()
+
+
+def text_event(text: str, attempt: int = 1) -> Event:
+    return Event("r1", "sketch_text", 0.0, attempt, text=text)
+
+
+async def test_follower_of_a_request_goes_on_where_it_was_when_redis_is_back(kept_redis: OwnRedis) -> None:
+    async with redis_stores(kept_redis.url) as make:
+        store = await make()
+        await placed(store)
+        await store.emit(text_event("a"))
+        async with asyncio.timeout(20), aclosing(store.follow("r1", until_s=store.now() + 60)) as events:
+            assert (await anext(events)).text == "a"
+            following = asyncio.ensure_future(anext(events))
+            await kept_redis.stop()
+            with pytest.raises(TransportError):
+                await store.emit(text_event("lost"))
+            await kept_redis.start()
+            for text in ("b", "c"):
+                await store.emit(text_event(text))
+            await store.close_request("r1", 1, answer())
+            assert (await following).text == "b"
+            assert [event.text or event.kind async for event in events] == ["c", "answered"]
+
+
+async def test_follower_hears_the_end_of_a_request_though_redis_is_full(own_redis: OwnRedis) -> None:
+    async with redis_stores(own_redis.url) as make:
+        store = await make()
+        await placed(store)
+        following = asyncio.ensure_future(kinds(store))
+        await store.emit(text_event("a"))
+        await store._client.call("CONFIG", "SET", "maxmemory", 1)
+        with pytest.raises(Full):
+            await store.emit(text_event("b"))
+        await store.close_request("r1", 1, answer())
+        async with asyncio.timeout(10):
+            assert await following == ["a", "answered"]
+
+
+async def test_follower_whose_time_is_up_while_redis_is_away_is_told(own_redis: OwnRedis) -> None:
+    async with redis_stores(own_redis.url) as make:
+        store = await make()
+        await placed(store)
+        async with aclosing(store.follow("r1", until_s=store.now() + 0.2)) as events:
+            await own_redis.stop()
+            with pytest.raises(TransportError, match="does not answer"):
+                async with asyncio.timeout(10):
+                    await anext(events)
+        await own_redis.start()
+
+
+async def test_request_that_was_opened_without_an_answer_is_opened_again(
+    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = stores
+    lose_replies(monkeypatch, one, scripts.OPEN)
+    with pytest.raises(TransportError, match="reply was lost"):
+        await one.open(REQUEST)
+    assert not await other.open(REQUEST)
+    assert await one.open(REQUEST)
+    assert not await one.open(REQUEST)
+
+
+async def test_request_that_was_opened_without_an_answer_and_begun_is_not_opened_again(
+    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = stores
+    lose_replies(monkeypatch, one, scripts.OPEN)
+    with pytest.raises(TransportError, match="reply was lost"):
+        await one.open(REQUEST)
+    await other.begin("r1")
+    assert not await one.open(REQUEST)
+
+
+async def test_event_that_was_emitted_without_an_answer_is_there_once(
+    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = stores
+    await placed(one)
+    lose_replies(monkeypatch, one, scripts.EMIT)
+    with pytest.raises(TransportError, match="reply was lost"):
+        await one.emit(text_event("a"))
+    await other.emit(text_event("b"))
+    for text in ("a", "a"):  # said again; and said once more, which is another event that says the same
+        await one.emit(text_event(text))
+    await one.close_request("r1", 1, answer())
+    assert await kinds(other) == ["a", "b", "a", "answered"]
+
+
+def lose_replies(monkeypatch: pytest.MonkeyPatch, store: RedisStore, script: Script) -> None:
+    """The first call of the script is done, and its reply does not come."""
+    whole, lost = store._client.run, list[Script]()
+
+    async def run(called: Script, keys: Any, words: Any) -> Any:
+        reply = await whole(called, keys, words)
+        if called is script and not lost:
+            lost.append(called)
+            raise TransportError("the reply was lost")
+        return reply
+
+    monkeypatch.setattr(store._client, "run", run)
+
+
+def say_in_vain(unsure: Unsure, payload: bytes) -> None:
+    with suppress(TransportError), unsure.saying(payload) as is_repeat:
+        assert not is_repeat
+        raise TransportError("lost")
+
+
+def test_no_more_than_4096_unanswered_changes_are_remembered() -> None:
+    unsure = Unsure()
+    for number in range(5000):
+        say_in_vain(unsure, b"%d" % number)
+    assert len(unsure._kept) == 4096
+    with unsure.saying(b"4999") as is_repeat:
+        assert is_repeat
+    with unsure.saying(b"4999") as is_repeat:
+        assert not is_repeat
+
+
+async def test_what_is_no_event_is_passed_over(
+    stores: tuple[RedisStore, RedisStore], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A site may append to the events of any request: it must not end them, or who follows them."""
+    store = stores[0]
+    await placed(store)
+    stream = store._keys.shard("r1").events("r1")
+    forged = encode(Event("r1", "answered", 0.0, 1, answer=answer(text="forged")))
+    for fields in (("event", b"\xff"), ("final", "1"), ("x", "y"), ("event", forged)):
+        await store._client.call("XADD", stream, "*", *fields)
+    await store.emit(text_event("a"))
+    following = asyncio.ensure_future(kinds(store))
+    await store.close_request("r1", 1, answer())
+    await store._client.call("XADD", stream, "*", "event", encode(text_event("late")))
+    async with asyncio.timeout(5):
+        assert await following == ["a", "answered"]
+        assert await kinds(store) == ["a", "answered"]
+    assert sum("passed over" in record.message for record in caplog.records) >= 3
+
+
+async def test_clock_that_could_not_be_read_is_read_again(own_redis: OwnRedis) -> None:
+    async with redis_stores(own_redis.url) as make:
+        ready = await make()
+        store = RedisStore(ready._client)
+        await own_redis.stop()
+        with pytest.raises(TransportError):
+            await store.start()
+        await own_redis.start()
+        await store.start()
+        assert abs(store.now() - ready.now()) < 60
+
+
+async def test_store_whose_client_is_closed_says_so(stores: tuple[RedisStore, RedisStore]) -> None:
+    await stores[0]._client.close()
     for call in (stores[0].open(REQUEST), stores[0].take_due()):
         with pytest.raises(TransportError, match="is closed"):
             await call

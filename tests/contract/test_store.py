@@ -134,9 +134,26 @@ async def test_candidate_from_a_site_the_segment_was_not_placed_at_is_foreign(st
 
 async def test_segment_is_placed_once_at_each_site_and_not_after_its_choice(store: Store) -> None:
     await placed(store, "paris")
-    assert not await store.place(segment(), placement("paris"))
+    assert not await store.place(segment(), replace(placement("paris"), placed_s=0.5))
     await store.choose("r1", 1, span())
     assert not await store.place(segment(), placement("rome"))
+
+
+async def test_placement_said_again_is_made_once(store: Store) -> None:
+    await placed(store, "paris", "paris", "rome", "paris")
+    assert (record := await store.record("r1")) is not None
+    assert record.segments[0].placements == [placement("paris"), placement("rome")]
+    await store.choose("r1", 1, span())
+    assert not await store.place(segment(), placement("paris"))
+
+
+async def test_placement_said_again_after_it_was_taken_back_is_made_anew(store: Store) -> None:
+    await placed(store, "paris")
+    await store.unplace(segment(), placement("paris"))
+    await store.unplace(segment(), placement("paris"))
+    assert await store.place(segment(), placement("paris"))
+    assert (record := await store.record("r1")) is not None
+    assert record.segments[0].placements == [placement("paris")]
 
 
 async def test_placement_taken_back_can_be_made_again(store: Store) -> None:
@@ -161,6 +178,41 @@ async def test_first_choice_stands(store: Store) -> None:
     assert record is not None
     assert record.segments[0].choice == span(text="first")
     assert not await store.wanted("r1", 1, 0)
+
+
+async def test_choice_said_again_is_the_same_and_is_told_once(store: Store) -> None:
+    notices = store.notices()
+    await placed(store, "paris", "rome")
+    assert await store.choose("r1", 1, span())
+    assert await store.choose("r1", 1, span())
+    assert not await store.choose("r1", 1, replace(span(), chosen_s=1.0))
+    await store.close_request("r1", 1, answer())
+    async with asyncio.timeout(5):
+        assert [await notices.receive() for _ in range(2)] == [Unwanted("r1", 1, 0), Unwanted("r1", 1)]
+    await notices.close()
+
+
+async def test_sketch_sealed_again_stays_as_it_was(store: Store) -> None:
+    await opened(store)
+    points = (Point(0, "a", 5),)
+    assert await store.seal("r1", 1, points, 1, num_prompt_tokens=3, num_output_tokens=4, cut=True)
+    before = await store.record("r1")
+    assert before is not None
+    sealed_s = before.sealed_s
+    assert await store.seal("r1", 1, (), 0, num_prompt_tokens=0, num_output_tokens=0, cut=False)
+    assert (record := await store.record("r1")) is not None
+    assert (record.sketch, record.num_segments, record.sketch_cut) == (points, 1, True)
+    assert record.sealed_s == sealed_s > 0
+
+
+async def test_what_else_is_said_again_does_no_more_than_once(store: Store) -> None:
+    await placed(store, "paris")
+    for _ in range(2):
+        assert await store.planned("r1", 1, Plan("cloud", ""))
+    assert [await store.close_request("r1", 1, answer()) for _ in range(2)] == [True, False]
+    assert await _texts(store) == ["answered"]
+    assert await store.open(Request("r2", MESSAGES))
+    assert await store.open(Request("r3", MESSAGES))
 
 
 async def test_request_ends_once_and_keeps_its_outcome(store: Store) -> None:
@@ -258,15 +310,38 @@ async def test_notices_tell_of_ended_requests_fenced_attempts_and_settled_segmen
     await notices.close()
 
 
-async def test_site_is_forgotten_when_its_heartbeat_stops(store: Store) -> None:
-    def state(site: str) -> SiteState:
-        model = ModelState("m", 4096, 4, Curve((1,), (0.1,)))
-        return SiteState(site, "main", 0, (model,), store.now())
+def state(site: str, partition: int = 0, *, token: int = 0) -> SiteState:
+    model = ModelState("m", 4096, 4, Curve((1,), (0.1,)))
+    return SiteState(site, "main", partition, (model,), 0.0, token=token)
 
+
+async def test_site_is_forgotten_when_its_heartbeat_stops(store: Store) -> None:
     await store.heartbeat(state("rome"), ttl_s=30)
     await store.heartbeat(state("paris"), ttl_s=30)
     await store.heartbeat(state("gone"), ttl_s=0)
     assert [site.site for site in await store.sites()] == ["paris", "rome"]
+
+
+async def test_heartbeat_of_one_who_lost_the_lease_is_dropped(store: Store) -> None:
+    for partition, token in ((1, 7), (2, 8), (3, 7), (4, 1)):
+        await store.heartbeat(state("paris", partition, token=token), ttl_s=30)
+    await store.heartbeat(state("rome", token=1), ttl_s=30)
+    assert await store.sites() == [state("paris", 2, token=8), state("rome", token=1)]
+
+
+async def test_heartbeat_of_the_same_or_of_no_lease_is_taken(store: Store) -> None:
+    for partition, token in ((1, 0), (2, 3), (3, 3)):
+        await store.heartbeat(state("paris", partition, token=token), ttl_s=30)
+        assert await store.sites() == [state("paris", partition, token=token)]
+    await store.heartbeat(state("paris", 4), ttl_s=30)
+    await store.heartbeat(state("paris", 5, token=2), ttl_s=30)
+    assert await store.sites() == [state("paris", 4)]
+
+
+async def test_heartbeat_of_one_who_lost_the_lease_does_not_bring_a_silent_site_back(store: Store) -> None:
+    await store.heartbeat(state("paris", token=8), ttl_s=0)
+    await store.heartbeat(state("paris", token=7), ttl_s=30)
+    assert await store.sites() == []
 
 
 async def test_memory_keeps_as_many_closed_requests_as_may_be_open() -> None:
