@@ -19,8 +19,9 @@ class RedisTransport:
     """Streams `PREFIX:{NN}:stream:TOPIC`, NN by the key's CRC-32; messages without a key go to shard 0.
 
     A message is deleted once every group has acknowledged it, so memory holds what is still to do, at most
-    `max_messages` in a shard. A group begins with the oldest message kept. What a consumer holds is handed back when
-    it closes, and taken over when its heartbeat of `alive_s` has lapsed, never while it lives. `redis` stays open.
+    `max_messages` in a topic; each shard has an equal part of them. A group begins with the oldest message kept. What
+    a consumer holds is handed back when it closes, and taken over when its heartbeat of `alive_s` has lapsed, never
+    while it lives. `redis` stays open.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class RedisTransport:
         *,
         prefix: str = "pice",
         num_shards: int = 16,
-        max_messages: int = 4096,
+        max_messages: int = 65_536,
         max_bytes: int = 1 << 20,
         alive_s: float = 10.0,
         patience_s: float = 60.0,
@@ -37,7 +38,7 @@ class RedisTransport:
         self._redis = redis
         self._prefix = prefix
         self._num_shards = num_shards
-        self._max_messages = max_messages
+        self._shard_messages = max(1, max_messages // num_shards)
         self._max_bytes = max_bytes
         self._alive_s = alive_s
         self._patience_s = patience_s
@@ -57,9 +58,9 @@ class RedisTransport:
         (shard,) = self._shards(topic, crc32(key.encode()) % self._num_shards if partition is None else partition)
         keys = Keys(self._prefix, topic)
         names = [keys.of(shard, kind) for kind in ("stream", "asleep", "bell")]
-        stored = await self._redis.run(PUBLISH, names, [self._max_messages, *fields(payload, key, headers or {})])
+        stored = await self._redis.run(PUBLISH, names, [self._shard_messages, *fields(payload, key, headers or {})])
         if stored is None:
-            full = f"shard {shard} of {topic} holds its limit of {self._max_messages} messages"
+            full = f"shard {shard} of {topic} holds its limit of {self._shard_messages} messages"
             raise Full(full, retry_after_s=_FULL_RETRY_S)
 
     async def subscribe(

@@ -12,7 +12,7 @@ from tests.brokers import redis_url
 
 @asynccontextmanager
 async def redis_transport(*, max_messages: int, max_bytes: int) -> AsyncIterator[Transport]:
-    """Closed at the end, and its keys deleted."""
+    """Holds up to `max_messages` in each of its 16 shards. Closed at the end, and its keys deleted."""
     pytest.importorskip("redis", reason="redis is not installed: pip install 'pice[cluster]'")
     from pice.redis_client import connect_redis
     from pice.transport.redis import RedisTransport
@@ -21,7 +21,7 @@ async def redis_transport(*, max_messages: int, max_bytes: int) -> AsyncIterator
     async with AsyncExitStack() as stack:
         client = await connect_redis(redis_url())
         stack.push_async_callback(client.close)
-        transport = RedisTransport(client, prefix=prefix, max_messages=max_messages, max_bytes=max_bytes)
+        transport = RedisTransport(client, prefix=prefix, max_messages=16 * max_messages, max_bytes=max_bytes)
         try:
             yield transport
         finally:

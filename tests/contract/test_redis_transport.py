@@ -260,6 +260,16 @@ async def test_vanished_group_or_stream_is_an_error(make: Make, client: RedisCli
         await subscription.receive()
 
 
+async def test_limit_of_a_topic_is_shared_among_its_shards(make: Make, client: RedisClient, prefix: str) -> None:
+    transport = make(max_messages=9)
+    for shard in range(4):
+        for payload in (b"a", b"b"):
+            await transport.publish(TOPIC, payload, partition=shard)
+        with pytest.raises(Full, match=rf"shard {shard} of pice\.candidates holds its limit of 2 messages"):
+            await transport.publish(TOPIC, b"c", partition=shard)
+    assert await client.call("XLEN", f"{prefix}:{{03}}:stream:{TOPIC}") == 2
+
+
 async def test_partition_that_is_no_shard_is_refused(make: Make) -> None:
     with pytest.raises(ConfigError, match="partitions 0 to 3, got 4"):
         await make().publish(TOPIC, b"a", partition=4)
