@@ -17,6 +17,7 @@ from pice.errors import (
     Unavailable,
 )
 from pice.message.codec import MAX_ITEMS, decode_as, encode
+from pice.message.trace import headers
 from pice.store.base import Store
 from pice.transport.base import REQUESTS, Transport
 
@@ -96,7 +97,8 @@ class Client:
                 self._open.add(request.request_id)
             elif not await self._waits_to_begin(request.request_id):
                 return False
-            await self._transport.publish(REQUESTS, payload, key=request.request_id)
+            trace = headers(request.request_id, REQUESTS)
+            await self._transport.publish(REQUESTS, payload, key=request.request_id, headers=trace)
         except TransportError as error:
             self._open.discard(request.request_id)
             if is_ours:

@@ -3,17 +3,21 @@
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 from pice.core import Event, Failure, Plan, Record, Request
 from pice.engine.base import Engine
 from pice.errors import DecodeError, PiceError
 from pice.message.codec import decode_as
-from pice.node.consume import backoff_s, bury, check_deliveries, consume
+from pice.node import context
+from pice.node.bury import bury
+from pice.node.consume import backoff_s, bare_transport_errors, check_deliveries, consume, insist
 from pice.node.inflight import InFlight, Work
 from pice.node.load import Load
 from pice.node.placing import Placer
 from pice.node.sites import SiteNews
 from pice.node.sketching import Attempt, Tools
+from pice.node.telemetry import SILENT, Telemetry
 from pice.plan.base import Planner
 from pice.sketch.prompts import PromptSet
 from pice.store.base import Store
@@ -50,6 +54,7 @@ class CloudNode:
         planner: Planner,
         prompts: PromptSet,
         policy: CloudPolicy,
+        telemetry: Telemetry = SILENT,
     ) -> None:
         self._transport = transport
         self._store = store
@@ -57,31 +62,25 @@ class CloudNode:
         self._planner = planner
         self._prompts = prompts
         self._policy = policy
+        self._telemetry = telemetry
         self._news = SiteNews(store, planner, max_age_s=policy.site_news_age_s)
-        placer = Placer(transport, store, planner)
-        self._tools = Tools(store, engine, load, planner, placer, prompts, policy.max_points, policy.text_interval_s)
+        placer = Placer(transport, store, planner, telemetry)
+        self._tools = Tools(
+            store, engine, load, planner, placer, prompts, policy.max_points, policy.text_interval_s, telemetry
+        )
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Serves until `stopping` is set, then drains."""
-        subscription = await self._transport.subscribe(REQUESTS, group="cloud", prefetch=self._policy.max_inflight)
-        inflight = InFlight(subscription)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                watching = [
-                    tasks.create_task(inflight.watch(self._store.notices())),
-                    tasks.create_task(inflight.sweep(self._store, every_s=self._policy.sweep_s)),
-                ]
-                await consume(
-                    subscription,
-                    lambda delivery: self._serve(subscription, inflight, delivery),
-                    limit=self._policy.max_inflight,
-                    stopping=stopping,
-                    drain_s=self._policy.drain_s,
-                )
-                for task in watching:
-                    task.cancel()
-        finally:
-            await subscription.close()
+        """Serves until `stopping` is set, then drains. May be called again when it has ended.
+
+        Raises:
+            TransportError: queue or store are gone; what was in hand goes to others.
+        """
+        with bare_transport_errors():
+            subscription = await self._transport.subscribe(REQUESTS, group="cloud", prefetch=self._policy.max_inflight)
+            try:
+                await self._consume(subscription, InFlight(subscription), stopping)
+            finally:
+                await subscription.close()
 
     async def plan(self, request: Request) -> Plan:
         """The plan this node would make now."""
@@ -89,14 +88,34 @@ class CloudNode:
         num_prompt_tokens = await self._engine.count_tokens(self._prompts.answer(request.messages))
         return self._planner.decide(request, num_prompt_tokens)
 
+    async def _consume(self, subscription: Subscription, inflight: InFlight, stopping: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            watching = [
+                tasks.create_task(inflight.watch(self._store)),
+                tasks.create_task(inflight.sweep(self._store, every_s=self._policy.sweep_s)),
+            ]
+            serve = partial(self._serve, subscription, inflight)
+            await consume(
+                subscription,
+                lambda delivery: insist(subscription, delivery, serve, self._telemetry),
+                limit=self._policy.max_inflight,
+                stopping=stopping,
+                drain_s=self._policy.drain_s,
+            )
+            for task in watching:
+                task.cancel()
+
     async def _serve(self, subscription: Subscription, inflight: InFlight, delivery: Delivery) -> None:
+        context.request_id.set(delivery.key)
         try:
             request = decode_as(Request, delivery.payload)
+            context.request_id.set(request.request_id)
+            record = await self._store.begin(request.request_id)
         except DecodeError as error:
-            await bury(self._transport, delivery, str(error))
+            await bury(self._transport, delivery, str(error), self._telemetry)
             await subscription.ack(delivery)
             return
-        if (record := await self._store.begin(request.request_id)) is None:
+        if record is None:
             await subscription.ack(delivery)
             return
         task = asyncio.current_task()
@@ -117,12 +136,15 @@ class CloudNode:
             if error.retriable and delivery.num_deliveries < self._policy.max_deliveries:
                 log.warning("request %s attempt %d will be tried again: %s", request_id, record.attempt, error)
                 await subscription.release(delivery, delay_s=backoff_s(delivery.num_deliveries))
+                self._telemetry.retried(delivery.topic)
                 return
             log.warning("request %s failed: %s", request_id, error)
             if delivery.num_deliveries >= self._policy.max_deliveries:
-                await bury(self._transport, delivery, f"failed {delivery.num_deliveries} times: {error}")
+                reason = f"failed {delivery.num_deliveries} times: {error}"
+                await bury(self._transport, delivery, reason, self._telemetry)
             failure = Failure(request_id, error.code, str(error), error.retriable)
-            await self._store.close_request(request_id, record.attempt, failure)
+            if await self._store.close_request(request_id, record.attempt, failure):
+                self._telemetry.closed(failure)
         await subscription.ack(delivery)
 
     async def _answer(self, record: Record) -> None:
@@ -130,6 +152,7 @@ class CloudNode:
         plan = await self.plan(request)
         if not await self._store.planned(request.request_id, record.attempt, plan):
             return
+        self._telemetry.planned(plan)
         event = Event(request.request_id, "planned", self._store.now(), record.attempt, plan=plan)
         await self._store.emit(event)
         attempt = Attempt(self._tools, record, plan)

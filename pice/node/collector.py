@@ -3,15 +3,21 @@
 import asyncio
 import logging
 from collections.abc import Collection
+from functools import partial
 
 from pice.answer.normalise import ModelStats
 from pice.answer.steps import Choose, Close, EnsemblePolicy, Place, Step, next_steps
 from pice.core import Answer, Candidate, Event, Placement, Record, Segment, Span
-from pice.errors import DecodeError, TransportError
+from pice.errors import DecodeError, PiceError, TransportError
 from pice.message.codec import decode_as
-from pice.node.consume import bury, consume
+from pice.message.fields import shown
+from pice.message.signing import SIGNATURE, is_signed, site_key
+from pice.node import context
+from pice.node.bury import bury
+from pice.node.consume import bare_transport_errors, consume, insist
 from pice.node.placing import Placer
 from pice.node.sites import SiteNews
+from pice.node.telemetry import SILENT, Telemetry
 from pice.plan.base import Planner, Target, Where
 from pice.store.base import Counted, Store
 from pice.transport.base import CANDIDATES, Delivery, Subscription, Transport
@@ -23,7 +29,8 @@ _RETRY_S = 0.5
 
 
 class CollectorNode:
-    """Counts candidates, settles segments, closes requests. Several may run; they share one consumer group."""
+    """Counts candidates, settles segments, closes requests. Several may run; they share one consumer group. With the
+    cluster's `secret` a candidate counts only if it is signed with the key of the site it names (P10)."""
 
     def __init__(
         self,
@@ -34,49 +41,75 @@ class CollectorNode:
         policy: EnsemblePolicy,
         drain_s: float = 10.0,
         site_news_age_s: float = 0.25,
+        secret: str = "",
+        telemetry: Telemetry = SILENT,
     ) -> None:
         self._transport = transport
         self._store = store
         self._planner = planner
         self._policy = policy
         self._drain_s = drain_s
+        self._secret = secret
+        self._telemetry = telemetry
         self._stats = ModelStats()
-        self._placer = Placer(transport, store, planner)
+        self._placer = Placer(transport, store, planner, telemetry)
         self._news = SiteNews(store, planner, max_age_s=site_news_age_s)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Serves until `stopping` is set, then drains."""
-        subscription = await self._transport.subscribe(CANDIDATES, group="collectors", prefetch=2 * _AT_ONCE)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                overdue = tasks.create_task(self._serve_due())
-                await consume(
-                    subscription,
-                    lambda delivery: self._serve(subscription, delivery),
-                    limit=_AT_ONCE,
-                    stopping=stopping,
-                    drain_s=self._drain_s,
-                )
-                overdue.cancel()
-        finally:
-            await subscription.close()
+        """Serves until `stopping` is set, then drains. May be called again when it has ended.
+
+        Raises:
+            TransportError: queue or store are gone; what was in hand goes to others.
+        """
+        with bare_transport_errors():
+            subscription = await self._transport.subscribe(CANDIDATES, group="collectors", prefetch=2 * _AT_ONCE)
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    overdue = tasks.create_task(self._serve_due())
+                    serve = partial(self._serve, subscription)
+                    await consume(
+                        subscription,
+                        lambda delivery: insist(subscription, delivery, serve, self._telemetry),
+                        limit=_AT_ONCE,
+                        stopping=stopping,
+                        drain_s=self._drain_s,
+                    )
+                    overdue.cancel()
+            finally:
+                await subscription.close()
 
     async def _serve(self, subscription: Subscription, delivery: Delivery) -> None:
         """Counts one candidate. It is acknowledged after all that follows from it was done, so a repeat of it
         does again what a collector that died had left."""
+        context.request_id.set(delivery.key)
         try:
             candidate = decode_as(Candidate, delivery.payload)
+            context.request_id.set(candidate.request_id)
+            if self._is_genuine(candidate, delivery):
+                await self._count(delivery, candidate)
+            else:
+                reason = f"it is not signed with the key of site {shown(candidate.site)}, which it names"
+                await bury(self._transport, delivery, reason, self._telemetry)
+                self._telemetry.forged(candidate.site)
         except DecodeError as error:
-            await bury(self._transport, delivery, str(error))
-        else:
-            await self._count(delivery, candidate)
+            await bury(self._transport, delivery, str(error), self._telemetry)
         await subscription.ack(delivery)
+
+    def _is_genuine(self, candidate: Candidate, delivery: Delivery) -> bool:
+        if not self._secret:
+            return True
+        key = site_key(self._secret, candidate.site)
+        return is_signed(key, delivery.payload, delivery.headers.get(SIGNATURE, b""))
 
     async def _count(self, delivery: Delivery, candidate: Candidate) -> None:
         counted = await self._store.add_candidate(candidate)
+        self._telemetry.counted(candidate, counted)
+        name = f"{candidate.request_id}/{candidate.index}"
         if counted is Counted.FOREIGN:
-            reason = f"site {candidate.site!r} was never given segment {candidate.request_id}/{candidate.index}"
-            await bury(self._transport, delivery, reason)
+            reason = f"site {shown(candidate.site)} was never given segment {name}"
+            await bury(self._transport, delivery, reason, self._telemetry)
+        if counted is Counted.STALE:
+            log.info("candidate for %.80s attempt %d came too late from %.40s", name, candidate.attempt, candidate.site)
         if counted is Counted.NEW:
             self._planner.finished(candidate)
             if candidate.logprob_mean is not None and not candidate.error:
@@ -86,8 +119,22 @@ class CollectorNode:
 
     async def _serve_due(self) -> None:
         while True:
-            for request_id in await self._store.take_due():
-                await self._advance(request_id)
+            try:
+                due = await self._store.take_due()
+            except PiceError as error:
+                log.warning("it cannot be seen what is due: %s", error)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            for request_id in due:
+                await self._advance_if_possible(request_id)
+
+    async def _advance_if_possible(self, request_id: str) -> None:
+        """What could not be done now is due again after the store's lease."""
+        context.request_id.set(request_id)
+        try:
+            await self._advance(request_id)
+        except PiceError as error:
+            log.warning("request %s: %s", request_id, error)
 
     async def _advance(self, request_id: str, index: int | None = None) -> None:
         """Takes every step that the record allows now, then says when to look again. A candidate (`index`) by which
@@ -115,13 +162,15 @@ class CollectorNode:
         match step:
             case Choose(span):
                 if await self._store.choose(request_id, attempt, span):
+                    self._telemetry.chosen(span)
                     await self._store.emit(_chosen(request_id, attempt, span))
             case Place(segment, placement):
                 await self._placer.send(segment, placement)
             case Close(outcome):
-                closed = await self._store.close_request(request_id, attempt, outcome)
-                if closed and isinstance(outcome, Answer):
-                    self._planner.learn(outcome)
+                if await self._store.close_request(request_id, attempt, outcome):
+                    self._telemetry.closed(outcome)
+                    if isinstance(outcome, Answer):
+                        self._planner.learn(outcome)
 
     def _place(
         self,

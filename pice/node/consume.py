@@ -2,15 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from pice.errors import Full, MessageTooLarge, PiceError
-from pice.transport.base import DEAD, Delivery, Subscription, Transport
+from pice.errors import PiceError, TransportError
+from pice.node.telemetry import Telemetry
+from pice.transport.base import Delivery, Subscription
 
 log = logging.getLogger(__name__)
 
 Handle = Callable[[Delivery], Coroutine[Any, Any, None]]
+
+_MAX_TRIES = 10
+"""Of one delivery where queue or store are away: about half a minute."""
 
 
 async def consume(
@@ -48,20 +53,41 @@ async def drain(running: set[asyncio.Task[None]], drain_s: float) -> None:
             task.cancel()
 
 
-async def bury(transport: Transport, delivery: Delivery, reason: str) -> None:
-    """Puts a poisoned message aside, whole, with where it came from and why (P6). The caller acknowledges it. Where
-    no more can be kept it is logged and lost: poison must not stop a partition."""
-    log.warning("%s %d/%d put aside: %s", delivery.topic, delivery.partition, delivery.position, reason)
-    headers = dict(delivery.headers) | {
-        "reason": reason.encode(),
-        "topic": delivery.topic.encode(),
-        "partition": str(delivery.partition).encode(),
-        "position": str(delivery.position).encode(),
-    }
+async def insist(subscription: Subscription, delivery: Delivery, handle: Handle, telemetry: Telemetry) -> None:
+    """Runs `handle` again and again while queue or store let it down, and then gives the delivery back to rest: it may
+    be that nothing but this one message meets the error. `handle` is one that may be repeated.
+
+    Raises:
+        TransportError: it could not be given back.
+    """
+    for num_tries in range(1, _MAX_TRIES + 1):
+        try:
+            await handle(delivery)
+        except TransportError as error:
+            log.warning("%s %d/%d: %s; try %d", delivery.topic, delivery.partition, delivery.position, error, num_tries)
+            await asyncio.sleep(backoff_s(num_tries))
+        else:
+            return
+    await subscription.release(delivery, delay_s=backoff_s(_MAX_TRIES))
+    telemetry.retried(delivery.topic)
+
+
+@contextmanager
+def bare_transport_errors() -> Iterator[None]:
+    """Where all that came out of task groups is `TransportError`, one of them comes out as itself."""
     try:
-        await transport.publish(DEAD, delivery.payload, key=delivery.key, headers=headers)
-    except (Full, MessageTooLarge) as error:
-        log.error("%s cannot keep it: %s", DEAD, error)  # noqa: TRY400 - the message says it all
+        yield
+    except ExceptionGroup as group:
+        if group.split(TransportError)[1] is not None:
+            raise
+        raise _first(group) from group
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    error: Exception = group
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def check_deliveries(delivery: Delivery, max_deliveries: int) -> None:

@@ -2,23 +2,29 @@
 
 import asyncio
 import logging
-import math
-from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
-from pice.core import Candidate, Event, Segment, SiteState
-from pice.engine.base import Engine, Piece
-from pice.errors import DecodeError, PiceError, TransportError
-from pice.message.codec import decode_as, encode
-from pice.node.consume import backoff_s, bury, check_deliveries, drain
-from pice.node.inflight import InFlight, Work
-from pice.node.load import Load, Share
-from pice.node.text import TextEvents
+from pice.core import Candidate, ModelState, Segment
+from pice.engine.base import Engine
+from pice.errors import DecodeError, MessageTooLarge, PiceError, TransportError
+from pice.message.codec import decode_as
+from pice.message.fields import shown
+from pice.node import context
+from pice.node.bury import bury
+from pice.node.consume import backoff_s, bare_transport_errors, check_deliveries, drain, insist
+from pice.node.expanding import Expansion, Model, expand
+from pice.node.heartbeat import Address as Address
+from pice.node.heartbeat import Heartbeat
+from pice.node.inflight import InFlight
+from pice.node.load import Load
+from pice.node.outbox import Outbox
+from pice.node.telemetry import SILENT, Telemetry
 from pice.plan.base import TOKENS_PER_WORD
 from pice.plan.order import Order, WaitingSegments
 from pice.sketch.prompts import PromptSet
 from pice.store.base import Store
-from pice.transport.base import CANDIDATES, Delivery, Subscription, Transport, segments_topic
+from pice.transport.base import Delivery, Subscription, Transport, segments_topic
 
 log = logging.getLogger(__name__)
 
@@ -38,48 +44,19 @@ class EdgePolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """Who a site is: its name, the pool whose topic it reads, its partition there and the round trip to it."""
+class _Shift:
+    """One run of a node."""
 
-    site: str
-    pool: str
-    partition: int
-    rtt_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Model:
-    """One engine of the site and what waits for it."""
-
-    engine: Engine
-    load: Load
-    prompts: PromptSet
-    waiting: WaitingSegments["_Job"]
-    num_running: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    segment: Segment
-    delivery: Delivery
-    share: Share
-    queued_s: float
-    dropped: bool = False
-    task: asyncio.Task[None] | None = None
-
-    def work(self) -> Work:
-        segment = self.segment
-        return Work(segment.request_id, segment.attempt, segment.index, self.delivery, self.drop)
-
-    def drop(self) -> None:
-        self.dropped = True
-        self.share.end()
-        if self.task is not None:
-            self.task.cancel()
+    tasks: asyncio.TaskGroup
+    subscription: Subscription
+    inflight: InFlight
 
 
 class EdgeNode:
-    """Reads one site's partition and expands what stands there. The cloud engine's own site is one too."""
+    """Reads one site's partition and expands what stands there. The cloud engine's own site is one too.
+
+    With the site's `key` its candidates are signed. `token` is that of the lease under which it serves the site.
+    """
 
     def __init__(
         self,
@@ -89,86 +66,106 @@ class EdgeNode:
         store: Store,
         engines: list[tuple[Engine, Load, PromptSet]],
         policy: EdgePolicy,
+        key: str = "",
+        token: int = 0,
+        telemetry: Telemetry = SILENT,
     ) -> None:
         self._address = address
         self._transport = transport
         self._store = store
         self._policy = policy
+        self._telemetry = telemetry
         self._models = {
             engine.info.model: Model(
                 engine, load, prompts, WaitingSegments(policy.order, batch=engine.info.max_inflight)
             )
             for engine, load, prompts in engines
         }
+        self._outbox = Outbox(transport, telemetry, key=key)
+        self._heartbeat = Heartbeat(
+            address, store, self._busy, every_s=policy.heartbeat_s, ttl_s=policy.heartbeat_ttl_s, token=token
+        )
         self._running: set[asyncio.Task[None]] = set()
-        self._draining = False
+        self._has_room = asyncio.Event()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Serves until `stopping` is set, then finishes what runs and gives the rest back."""
+        """Serves until `stopping` is set, then finishes what runs and gives the rest back. May be called again when it
+        has ended.
+
+        Raises:
+            TransportError: queue or store are gone; what was in hand is delivered again to whoever serves next.
+        """
         address = self._address
-        await self.announce()
-        subscription = await self._transport.subscribe(
-            segments_topic(address.pool),
-            group="edge",
-            partition=address.partition,
-            prefetch=self._policy.window,
-        )
-        inflight = InFlight(subscription)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                background = [
-                    tasks.create_task(self._heartbeats()),
-                    tasks.create_task(inflight.watch(self._store.notices())),
-                    tasks.create_task(inflight.sweep(self._store, every_s=self._policy.sweep_s)),
-                    tasks.create_task(self._read(tasks, subscription, inflight)),
-                ]
-                await stopping.wait()
-                self._draining = True
-                background.pop().cancel()
-                await self.announce()
-                await drain(self._running, self._policy.drain_s)
-                for task in background:
-                    task.cancel()
-        finally:
-            self._draining = True
-            self._forget_waiting()
-            await subscription.close()
+        with bare_transport_errors():
+            self._heartbeat.leaving = False
+            await self.announce()
+            subscription = await self._transport.subscribe(
+                segments_topic(address.pool),
+                group="edge",
+                partition=address.partition,
+                prefetch=self._policy.window,
+            )
+            try:
+                await self._serve(subscription, stopping)
+            finally:
+                self._forget_waiting()
+                await subscription.close()
 
     async def announce(self) -> None:
-        """Tells the store that this site lives, and how busy it is."""
-        address = self._address
-        state = SiteState(
-            address.site,
-            address.pool,
-            address.partition,
-            tuple(model.load.state(model.engine.info) for model in self._models.values()),
-            self._store.now(),
-            address.rtt_s,
-            self._draining,
-        )
-        await self._store.heartbeat(state, ttl_s=self._policy.heartbeat_ttl_s)
+        """Tells the store that this site lives, and how busy it is.
 
-    async def _heartbeats(self) -> None:
-        while True:
-            await asyncio.sleep(self._policy.heartbeat_s)
-            await self.announce()
+        Raises:
+            TransportError: it could not be told.
+        """
+        await self._heartbeat.send()
 
-    async def _read(self, tasks: asyncio.TaskGroup, subscription: Subscription, inflight: InFlight) -> None:
+    def set_draining(self, draining: bool) -> None:
+        """Whether planners shall place nothing more here, as the next heartbeat says, at once. What stands in the
+        partition is expanded all the same."""
+        self._heartbeat.set_draining(draining)
+
+    async def _serve(self, subscription: Subscription, stopping: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            shift = _Shift(tasks, subscription, InFlight(subscription))
+            reading = [tasks.create_task(self._read(shift)), tasks.create_task(self._refill(shift))]
+            background = [
+                tasks.create_task(self._heartbeat.run()),
+                tasks.create_task(shift.inflight.watch(self._store)),
+                tasks.create_task(shift.inflight.sweep(self._store, every_s=self._policy.sweep_s)),
+            ]
+            await stopping.wait()
+            for task in reading:
+                task.cancel()
+            self._heartbeat.leaving = True
+            await self._heartbeat.send_if_possible()
+            await drain(self._running, self._policy.drain_s)
+            for task in background:
+                task.cancel()
+
+    async def _read(self, shift: _Shift) -> None:
         while True:
-            delivery = await subscription.receive()
-            if (segment := await self._accept(subscription, delivery)) is not None:
-                model = self._models[segment.model]
-                self._queue(model, segment, delivery, inflight)
-                self._start(tasks, model, subscription, inflight)
+            delivery = await shift.subscription.receive()
+            await insist(shift.subscription, delivery, partial(self._take, shift), self._telemetry)
+
+    async def _take(self, shift: _Shift, delivery: Delivery) -> None:
+        context.request_id.set(delivery.key)
+        if (segment := await self._accept(shift.subscription, delivery)) is not None:
+            model = self._models[segment.model]
+            share = model.load.add(round(segment.words * TOKENS_PER_WORD))
+            expansion = Expansion(segment, delivery, share, asyncio.get_running_loop().time())
+            shift.inflight.add(expansion.work())
+            model.waiting.push(expansion, words=segment.words, deadline_s=segment.deadline_s)
+            self._fill(shift, model)
 
     async def _accept(self, subscription: Subscription, delivery: Delivery) -> Segment | None:
         """The segment, if it is one, is for this site and is still wanted; else it is put aside or dropped."""
         try:
             segment = decode_as(Segment, delivery.payload)
             if segment.site != self._address.site:
-                raise DecodeError(f"expected a segment for site {self._address.site}, got one for {segment.site!r}")
+                other = shown(segment.site)
+                raise DecodeError(f"expected a segment for site {self._address.site}, got one for {other}")
         except DecodeError as error:
-            await bury(self._transport, delivery, str(error))
+            await bury(self._transport, delivery, str(error), self._telemetry)
             await subscription.ack(delivery)
             return None
         if not await self._store.wanted(segment.request_id, segment.attempt, segment.index):
@@ -176,35 +173,38 @@ class EdgeNode:
             return None
         if segment.model not in self._models:
             known = ", ".join(self._models)
-            await self._fail(subscription, delivery, segment, f"site has no model {segment.model!r}, only {known}")
+            await self._fail(subscription, delivery, segment, f"site has no model {shown(segment.model)}, only {known}")
             return None
         return segment
 
-    def _queue(self, model: Model, segment: Segment, delivery: Delivery, inflight: InFlight) -> None:
-        share = model.load.add(round(segment.words * TOKENS_PER_WORD))
-        job = _Job(segment, delivery, share, asyncio.get_running_loop().time())
-        inflight.add(job.work())
-        model.waiting.push(job, words=segment.words, deadline_s=segment.deadline_s)
+    async def _refill(self, shift: _Shift) -> None:
+        """Starts what waits as engines get room; a task of the group's own, so that none is begun once that ends."""
+        while True:
+            await self._has_room.wait()
+            self._has_room.clear()
+            for model in self._models.values():
+                self._fill(shift, model)
 
-    def _start(self, tasks: asyncio.TaskGroup, model: Model, subscription: Subscription, inflight: InFlight) -> None:
-        """Starts what waits while the engine has room."""
-        while not self._draining and len(model.waiting) and model.num_running < model.engine.info.max_inflight:
-            job = model.waiting.pop()
-            if job.dropped:
-                continue
-            model.num_running += 1
-            job.task = tasks.create_task(self._expand(model, job, subscription))
-            self._running.add(job.task)
+    def _fill(self, shift: _Shift, model: Model) -> None:
+        while model.has_work:
+            expansion = model.waiting.pop()
+            if not expansion.dropped:
+                self._start(shift, model, expansion)
 
-            def finished(task: asyncio.Task[None], job: _Job = job) -> None:
-                self._running.discard(task)
-                model.num_running -= 1
-                job.share.end()
-                inflight.remove(job.work())
-                if job.dropped or not (task.cancelled() or task.exception()):
-                    self._start(tasks, model, subscription, inflight)
+    def _start(self, shift: _Shift, model: Model, expansion: Expansion) -> None:
+        def finished(task: asyncio.Task[None]) -> None:
+            self._running.discard(task)
+            model.num_running -= 1
+            expansion.share.end()
+            shift.inflight.remove(expansion.work())
+            self._has_room.set()
 
-            job.task.add_done_callback(finished)
+        work = partial(self._expand, model, expansion, shift.subscription)
+        task = shift.tasks.create_task(insist(shift.subscription, expansion.delivery, work, self._telemetry))
+        task.add_done_callback(finished)
+        expansion.task = task
+        model.num_running += 1
+        self._running.add(task)
 
     def _forget_waiting(self) -> None:
         """What has not been started goes back with the subscription, and no longer counts as this site's load."""
@@ -212,80 +212,49 @@ class EdgeNode:
             while len(model.waiting):
                 model.waiting.pop().share.end()
 
-    async def _expand(self, model: Model, job: _Job, subscription: Subscription) -> None:
-        """Publishes the candidate, and only then acknowledges the segment (P2). One that waited past its deadline is
-        dropped."""
-        segment, delivery = job.segment, job.delivery
-        if segment.deadline_s <= self._store.now():
+    async def _expand(self, model: Model, expansion: Expansion, subscription: Subscription, delivery: Delivery) -> None:
+        """Publishes the candidate, and only then acknowledges the segment (P2)."""
+        segment = expansion.segment
+        context.request_id.set(segment.request_id)
+        if await self._is_over(segment):
             await subscription.ack(delivery)
             return
         try:
             check_deliveries(delivery, self._policy.max_deliveries)
-            candidate = await self._write(model, job)
-            await self._transport.publish(CANDIDATES, encode(candidate), key=segment.request_id)
+            site, interval_s = self._address.site, self._policy.text_interval_s
+            await self._outbox.send(await expand(model, expansion, site, self._store, text_interval_s=interval_s))
         except PiceError as error:
             if error.retriable and delivery.num_deliveries < self._policy.max_deliveries:
                 log.info("segment %s/%d will be tried again: %s", segment.request_id, segment.index, error)
-                await subscription.release(delivery, delay_s=backoff_s(delivery.num_deliveries))
+                await self._retry(subscription, delivery)
             else:
                 await self._fail(subscription, delivery, segment, str(error))
             return
         await subscription.ack(delivery)
 
+    async def _is_over(self, segment: Segment) -> bool:
+        """Its time has passed, and the store wants it no more: the clock as read here may be wrong."""
+        if segment.deadline_s > self._store.now():
+            return False
+        return not await self._store.wanted(segment.request_id, segment.attempt, segment.index)
+
     async def _fail(self, subscription: Subscription, delivery: Delivery, segment: Segment, error: str) -> None:
         """Says that there will be no candidate, so that the collector need not wait for one."""
         log.warning("segment %s/%d failed: %s", segment.request_id, segment.index, error)
-        failed = Candidate(
-            segment.request_id, segment.attempt, segment.index, self._address.site, segment.model, "", error=error
-        )
+        site = self._address.site
+        failed = Candidate(segment.request_id, segment.attempt, segment.index, site, segment.model, "", error=error)
         try:
-            await self._transport.publish(CANDIDATES, encode(failed), key=segment.request_id)
+            await self._outbox.send(failed)
+        except MessageTooLarge as too_large:
+            await bury(self._transport, delivery, f"{error}; {too_large}", self._telemetry)
         except TransportError:
-            await subscription.release(delivery, delay_s=backoff_s(delivery.num_deliveries))
-        else:
-            await subscription.ack(delivery)
+            await self._retry(subscription, delivery)
+            return
+        await subscription.ack(delivery)
 
-    async def _write(self, model: Model, job: _Job) -> Candidate:
-        segment, clock = job.segment, asyncio.get_running_loop()
-        started_s, num_tokens = clock.time(), 0
-        events = self._text_events(segment)
-        text, logprobs, last = list[str](), list[float](), Piece("")
-        deadline_s = started_s + segment.deadline_s - self._store.now()
-        prompt = model.prompts.expand(segment)
-        async with aclosing(model.engine.generate(prompt, segment.sampling, deadline_s=deadline_s)) as pieces:
-            async for piece in pieces:
-                num_tokens += piece.num_tokens
-                job.share.wrote(piece.num_tokens)
-                text.append(piece.text)
-                logprobs.extend(piece.logprobs)
-                if piece.finish_reason is None and events.hold(piece.text):
-                    await events.flush()
-                last = piece
-        return Candidate(
-            segment.request_id,
-            segment.attempt,
-            segment.index,
-            self._address.site,
-            segment.model,
-            "".join(text),
-            last.finish_reason or "stop",
-            last.num_prompt_tokens,
-            last.num_cached_tokens,
-            num_tokens,
-            math.fsum(logprobs) / len(logprobs) if logprobs else None,
-            min(logprobs, default=None),
-            queue_s=started_s - job.queued_s + last.queue_s,
-            service_s=clock.time() - started_s - last.queue_s,
-        )
+    async def _retry(self, subscription: Subscription, delivery: Delivery) -> None:
+        await subscription.release(delivery, delay_s=backoff_s(delivery.num_deliveries))
+        self._telemetry.retried(delivery.topic)
 
-    def _text_events(self, segment: Segment) -> TextEvents:
-        event = Event(
-            segment.request_id,
-            "segment_text",
-            0.0,
-            segment.attempt,
-            segment.index,
-            site=self._address.site,
-            model=segment.model,
-        )
-        return TextEvents(self._store, event, interval_s=self._policy.text_interval_s)
+    def _busy(self) -> tuple[ModelState, ...]:
+        return tuple(model.load.state(model.engine.info) for model in self._models.values())

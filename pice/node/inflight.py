@@ -1,11 +1,17 @@
 """The deliveries a node is working on, so that news of unwanted work can end them (P4, P8, P11)."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pice.store.base import Notices, Store, Unwanted
+from pice.errors import PiceError, TransportError
+from pice.store.base import Store, Unwanted
 from pice.transport.base import Delivery, Subscription
+
+log = logging.getLogger(__name__)
+
+_REST_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +42,35 @@ class InFlight:
             if not kept:
                 del self._work[work.request_id]
 
-    async def watch(self, notices: Notices) -> None:
-        """Drops and acknowledges what is no longer wanted, as the news of it comes; runs until cancelled."""
+    async def watch(self, store: Store) -> None:
+        """Drops and acknowledges what is no longer wanted, as the news of it comes; runs until cancelled. News that
+        cannot be read is missed, and left to `sweep`."""
+        notices = store.notices()
         try:
             while True:
-                for work in self._unwanted(await notices.receive()):
+                try:
+                    news = await notices.receive()
+                except PiceError as error:
+                    log.warning("news of unwanted work is missed: %s", error)
+                    await asyncio.sleep(_REST_S)
+                    continue
+                for work in self._unwanted(news):
                     await self._drop(work)
         finally:
             await notices.close()
 
     async def sweep(self, store: Store, *, every_s: float) -> None:
         """Asks the store again and again whether all this is still wanted, since news may be lost; runs until
-        cancelled."""
+        cancelled. What the store cannot tell now is asked the next time."""
         while True:
             await asyncio.sleep(every_s)
             for work in [work for held in self._work.values() for work in held]:
-                if not await store.wanted(work.request_id, work.attempt, work.index):
+                try:
+                    wanted = await store.wanted(work.request_id, work.attempt, work.index)
+                except TransportError as error:
+                    log.warning("it cannot be asked what is still wanted: %s", error)
+                    break
+                if not wanted:
                     await self._drop(work)
 
     async def _drop(self, work: Work) -> None:

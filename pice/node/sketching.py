@@ -27,6 +27,7 @@ from pice.engine.base import Engine
 from pice.errors import Full, MessageTooLarge, NoSite, PromptTooLong
 from pice.node.load import Load
 from pice.node.placing import Placer
+from pice.node.telemetry import Telemetry
 from pice.node.text import TextEvents
 from pice.plan.base import TOKENS_PER_WORD, Planner, Target, Where
 from pice.sketch.parser import Direct, Item, SketchParser
@@ -47,6 +48,7 @@ class Tools:
     prompts: PromptSet
     max_points: int
     text_interval_s: float
+    telemetry: Telemetry
 
 
 @dataclass(slots=True)
@@ -264,8 +266,9 @@ class Attempt:
             ),
             times=self._times(now_s),
         )
-        await self._tools.store.close_request(self._request.request_id, self._record.attempt, answer)
-        self._tools.planner.learn(answer)
+        if await self._tools.store.close_request(self._request.request_id, self._record.attempt, answer):
+            self._tools.telemetry.closed(answer)
+            self._tools.planner.learn(answer)
 
     def _times(self, now_s: float) -> Times:
         opened_s = self._record.opened_s

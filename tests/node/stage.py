@@ -26,11 +26,13 @@ from pice.core import (
 )
 from pice.engine.base import Engine
 from pice.message.codec import decode_as, encode
+from pice.message.signing import SIGNATURE, signature, site_key
 from pice.node.client import Client
 from pice.node.cloud import CloudNode, CloudPolicy
 from pice.node.collector import CollectorNode
 from pice.node.edge import Address, EdgeNode, EdgePolicy
 from pice.node.load import Load
+from pice.node.telemetry import SILENT, Telemetry
 from pice.plan.base import Planner
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.sketch.prompts import PromptSet, load_prompts
@@ -43,6 +45,8 @@ POOL = "main"
 SEGMENTS = segments_topic(POOL)
 FOREVER_S = 1e9
 
+Node = CloudNode | EdgeNode | CollectorNode
+
 
 @dataclass(slots=True)
 class Running:
@@ -50,6 +54,7 @@ class Running:
 
     stopping: asyncio.Event
     task: asyncio.Task[None]
+    node: Node | None = None
 
     async def stop(self) -> None:
         """Drains it. Raises what it raised."""
@@ -109,6 +114,8 @@ class Stage:
     store: MemoryStore = field(default_factory=MemoryStore)
     prompts: PromptSet = field(default_factory=lambda: load_prompts("default"))
     plan: PlanPolicy = field(default_factory=PlanPolicy)
+    telemetry: Telemetry = SILENT
+    secret: str = ""
     running: list[Running] = field(default_factory=list)
     num_partitions: int = 0
 
@@ -128,10 +135,11 @@ class Stage:
                 planner=planner or EarliestFinish(self.plan),
                 prompts=self.prompts,
                 policy=CloudPolicy(**policy),
+                telemetry=self.telemetry,
             )
         )
 
-    def edge(self, site: str, *engines: Engine, load: Load | None = None, **policy: Any) -> Running:
+    def edge(self, site: str, *engines: Engine, load: Load | None = None, token: int = 0, **policy: Any) -> Running:
         return self._start(
             EdgeNode(
                 Address(site, POOL, 0),
@@ -139,6 +147,9 @@ class Stage:
                 store=self.store,
                 engines=[(engine, load or Load(), self.prompts) for engine in engines],
                 policy=EdgePolicy(**policy),
+                key=site_key(self.secret, site) if self.secret else "",
+                token=token,
+                telemetry=self.telemetry,
             )
         )
 
@@ -150,6 +161,8 @@ class Stage:
                 planner=EarliestFinish(self.plan),
                 policy=EnsemblePolicy(**policy),
                 drain_s=drain_s,
+                secret=self.secret,
+                telemetry=self.telemetry,
             )
         )
 
@@ -170,7 +183,11 @@ class Stage:
         await self.transport.publish(REQUESTS, encode(request), key=request.request_id)
 
     async def send(self, candidate: Candidate) -> None:
-        await self.transport.publish(CANDIDATES, encode(candidate), key=candidate.request_id)
+        """Signed with the key of the site that it names, where there is a secret."""
+        payload = encode(candidate)
+        signed = signature(site_key(self.secret, candidate.site), payload)
+        headers = {SIGNATURE: signed} if self.secret else {}
+        await self.transport.publish(CANDIDATES, payload, key=candidate.request_id, headers=headers)
 
     async def events(self, request_id: str) -> list[Event]:
         """All of a request's events, once it has ended."""
@@ -231,9 +248,9 @@ class Stage:
                 await running.task
         await self.transport.close()
 
-    def _start(self, node: CloudNode | EdgeNode | CollectorNode) -> Running:
+    def _start(self, node: Node) -> Running:
         stopping = asyncio.Event()
-        running = Running(stopping, asyncio.ensure_future(node.run(stopping)))
+        running = Running(stopping, asyncio.ensure_future(node.run(stopping)), node)
         self.running.append(running)
         return running
 

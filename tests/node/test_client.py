@@ -17,6 +17,7 @@ from pice.errors import (
     Unavailable,
 )
 from pice.message.codec import MAX_ITEMS, decode_as
+from pice.message.trace import headers
 from pice.node.client import as_error
 from pice.store.memory import MemoryStore
 from pice.transport.base import REQUESTS, Subscription
@@ -105,10 +106,17 @@ async def test_request_asked_twice_is_followed_and_not_run_twice(stage: Stage) -
     stage.cloud(engine)
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(stage.client.ask(a_request()))
+        await time_passes(0.5)
         second = tasks.create_task(stage.client.ask(a_request()))
     third = await stage.client.ask(a_request())
     assert first.result() == second.result() == third
     assert len(engine.prompts) == 1
+
+
+async def test_request_that_was_opened_and_never_published_is_published_by_who_asks_again(stage: Stage) -> None:
+    stage.cloud(ScriptedEngine("big", ANSWER))
+    await stage.store.open(a_request())
+    assert (await stage.client.ask(a_request())).text == "The moon pulls."
 
 
 async def test_follower_that_leaves_does_not_end_the_request(stage: Stage) -> None:
@@ -250,4 +258,5 @@ async def test_request_is_published_under_its_own_key(stage: Stage) -> None:
         delivery = await subscription.receive()
         waiting.cancel()
         await asyncio.wait([waiting])
+    assert delivery.headers == headers("r", REQUESTS)
     assert (delivery.key, type(decode_as(type(a_request()), delivery.payload))) == ("r", type(a_request()))

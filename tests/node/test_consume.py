@@ -1,4 +1,4 @@
-"""Deliveries taken a bounded number at a time, put aside, and taken again."""
+"""Deliveries taken a bounded number at a time, and tried again."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pice.errors import PiceError
-from pice.node.consume import backoff_s, bury, check_deliveries, consume
-from pice.transport.base import DEAD, Delivery, Subscription
+from pice.errors import PiceError, TransportError
+from pice.node.consume import backoff_s, check_deliveries, consume, insist
+from pice.node.telemetry import SILENT
+from pice.transport.base import Delivery, Subscription
 from pice.transport.memory import MemoryTransport
 from tests.node.stage import time_passes
 
@@ -47,7 +48,7 @@ class Consumer:
 
 @pytest.fixture
 async def consumer() -> AsyncIterator[Consumer]:
-    transport = MemoryTransport(max_bytes=100)
+    transport = MemoryTransport()
     yield Consumer(transport, await transport.subscribe(TOPIC, group="g"))
     await transport.close()
 
@@ -102,29 +103,45 @@ async def test_error_of_its_own_ends_everything(consumer: Consumer, cause: str) 
         await running
 
 
-async def test_buried_message_is_kept_whole_with_where_it_came_from_and_why(consumer: Consumer) -> None:
-    await bury(consumer.transport, Delivery(TOPIC, 3, 42, b"\x00", "key", {"trace": b"7"}), "it is poison")
-    dead = await (await consumer.transport.subscribe(DEAD, group="g")).receive()
-    assert (dead.payload, dead.key) == (b"\x00", "key")
-    assert dead.headers == {
-        "trace": b"7",
-        "reason": b"it is poison",
-        "topic": TOPIC.encode(),
-        "partition": b"3",
-        "position": b"42",
-    }
+class Attempts:
+    """A handler that is let down `num_failures` times, and when it was called."""
+
+    def __init__(self, subscription: Subscription, num_failures: int) -> None:
+        self.called_s: list[float] = []
+        self._subscription = subscription
+        self._num_failures = num_failures
+
+    async def __call__(self, delivery: Delivery) -> None:
+        self.called_s.append(round(asyncio.get_running_loop().time(), 3))
+        if len(self.called_s) <= self._num_failures:
+            raise TransportError("the broker is away")
+        await self._subscription.ack(delivery)
 
 
-@pytest.mark.parametrize(
-    ("transport", "payload"),
-    [(MemoryTransport(max_messages=0), b"a"), (MemoryTransport(max_bytes=1), b"ab")],
-    ids=["no room", "too large"],
-)
-async def test_poison_that_cannot_be_kept_is_logged_and_let_go(
-    transport: MemoryTransport, payload: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    await bury(transport, Delivery(TOPIC, 0, 1, payload), "it is poison")
-    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+async def test_handler_that_is_let_down_is_called_again_after_longer_and_longer_rests(consumer: Consumer) -> None:
+    await consumer.publish(b"a")
+    handler = Attempts(consumer.subscription, 4)
+    await insist(consumer.subscription, await consumer.subscription.receive(), handler, SILENT)
+    assert (handler.called_s, consumer.transport.num_messages(TOPIC)) == ([0.0, 0.1, 0.3, 0.7, 1.5], 0)
+
+
+async def test_delivery_that_is_let_down_again_and_again_rests_while_others_are_served(consumer: Consumer) -> None:
+    await consumer.publish(b"a", b"b")
+    handler = Attempts(consumer.subscription, 1000)
+    await insist(consumer.subscription, await consumer.subscription.receive(), handler, SILENT)
+    assert len(handler.called_s) == 10
+    next_ones = [await consumer.subscription.receive() for _ in range(2)]
+    assert [(it.payload, it.num_deliveries) for it in next_ones] == [(b"b", 1), (b"a", 2)]
+
+
+async def test_other_error_of_a_handler_comes_out_at_once(consumer: Consumer) -> None:
+    async def fail(delivery: Delivery) -> None:
+        raise PiceError("no queue has to do with this")
+
+    await consumer.publish(b"a")
+    with pytest.raises(PiceError, match="no queue"):
+        await insist(consumer.subscription, await consumer.subscription.receive(), fail, SILENT)
+    assert asyncio.get_running_loop().time() == 0.0
 
 
 @pytest.mark.parametrize(

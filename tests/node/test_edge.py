@@ -3,18 +3,19 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pice.core import Candidate, Failure, ModelState, Placement, Plan, Segment, SiteState
 from pice.errors import EngineError, EngineUnavailable, Full
 from pice.message.codec import decode_as, encode
+from pice.node.edge import EdgeNode
 from pice.node.load import Load
 from pice.plan.order import Order
 from pice.store.base import Unwanted
 from pice.store.memory import MemoryStore
-from pice.transport.base import CANDIDATES, Subscription
+from pice.transport.base import CANDIDATES, DEAD, Subscription
 from pice.transport.memory import MemoryTransport
 from tests.node.scripted import Script, ScriptedEngine
 from tests.node.stage import SEGMENTS, Stage, a_request, a_segment, time_passes
@@ -248,25 +249,6 @@ async def test_segment_that_is_no_longer_wanted_is_dropped_unexpanded(stage: Sta
     assert (engine.prompts, work.num_unacked, work.num_candidates) == ([], 0, 0)
 
 
-async def test_segment_past_its_deadline_is_dropped_unexpanded(stage: Stage, work: Work) -> None:
-    engine = small()
-    await work.send(timeout_s=5.0)
-    await time_passes(5)
-    stage.edge("paris", engine)
-    await time_passes(1)
-    assert (engine.prompts, work.num_unacked, work.num_candidates) == ([], 0, 0)
-
-
-async def test_segment_whose_deadline_passes_while_it_waits_is_dropped_unexpanded(stage: Stage, work: Work) -> None:
-    engine = small(slow(), max_inflight=1)
-    stage.edge("paris", engine)
-    await work.send("long")
-    await work.send("short", timeout_s=5.0)
-    assert (await work.receive()).request_id == "long"
-    await time_passes(1)
-    assert (len(engine.prompts), work.num_unacked, work.num_candidates) == (1, 0, 0)
-
-
 class DeafStore(MemoryStore):
     """Loses all notices, and counts how often it is asked what is wanted."""
 
@@ -278,6 +260,58 @@ class DeafStore(MemoryStore):
     async def wanted(self, request_id: str, attempt: int, index: int) -> bool:
         self.times_asked += 1
         return await super().wanted(request_id, attempt, index)
+
+
+async def test_segment_whose_time_is_up_while_it_waits_is_dropped_unexpanded(stage: Stage) -> None:
+    stage.store = DeafStore()
+    work = Work(stage, await stage.transport.subscribe(CANDIDATES, group="collectors"))
+    engine = small(slow(), max_inflight=1)
+    stage.edge("paris", engine, sweep_s=500.0)
+    await work.send("long")
+    await work.send("short", timeout_s=5.0)
+    await time_passes(5)
+    await work.forget("short")
+    assert (await work.receive()).request_id == "long"
+    await time_passes(1)
+    assert (len(engine.prompts), work.num_unacked, work.num_candidates) == (1, 0, 0)
+
+
+class Misread:
+    """The store of a host that reads its clock wrong by `ahead_s`."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.ahead_s = 0.0
+
+    def now(self) -> float:
+        return self._store.now() + self.ahead_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@pytest.fixture
+def misread(stage: Stage) -> Misread:
+    """The store of nodes that are started here; its records are right."""
+    misread = Misread(stage.store)
+    stage.store = cast("MemoryStore", misread)
+    return misread
+
+
+@pytest.mark.parametrize("ahead_s", [1e7, -1e7], ids=["ahead", "back"])
+async def test_clock_that_jumps_expires_and_cancels_nothing(
+    stage: Stage, misread: Misread, work: Work, ahead_s: float
+) -> None:
+    engine = small(slow(), max_inflight=1)
+    stage.edge("paris", engine)
+    segments = [await work.segment(name) for name in ("running", "waiting", "to come")]
+    for segment in segments[:2]:
+        await work.publish(encode(segment))
+    await time_passes(2.5)
+    misread.ahead_s = ahead_s
+    await work.publish(encode(segments[2]))
+    assert [(await work.receive()).request_id for _ in range(3)] == ["running", "waiting", "to come"]
+    assert (engine.num_finished, stage.transport.num_messages(DEAD)) == (3, 0)
 
 
 async def test_segments_of_an_ended_request_are_dropped_though_the_notice_was_lost(stage: Stage) -> None:
@@ -506,3 +540,46 @@ async def test_draining_site_says_so_at_once(stage: Stage) -> None:
     await time_passes(0.5)
     await node.stop()
     assert (await state(stage)).draining
+
+
+async def test_site_that_is_drained_says_so_at_once_and_goes_on_with_what_it_has(stage: Stage, work: Work) -> None:
+    node = stage.edge("paris", small(slow(), max_inflight=1), heartbeat_s=100.0)
+    edge = node.node
+    assert isinstance(edge, EdgeNode)
+    await work.send("running")
+    await time_passes(0.5)
+    edge.set_draining(True)
+    await asyncio.sleep(0.001)
+    assert (await state(stage)).draining
+    await work.send("still in the partition")
+    assert [(await work.receive()).request_id for _ in range(2)] == ["running", "still in the partition"]
+    edge.set_draining(False)
+    await asyncio.sleep(0.001)
+    assert not (await state(stage)).draining
+
+
+async def test_drain_that_was_said_already_is_not_said_again(stage: Stage) -> None:
+    stage.store = store = CountingStore()
+    node = stage.edge("paris", small(), heartbeat_s=100.0).node
+    assert isinstance(node, EdgeNode)
+    await time_passes(0.5)
+    for _ in range(5):
+        node.set_draining(True)
+        await time_passes(1)
+    assert store.num_heartbeats == 2
+
+
+class CountingStore(MemoryStore):
+    """Counts heartbeats."""
+
+    num_heartbeats = 0
+
+    async def heartbeat(self, state: SiteState, *, ttl_s: float) -> None:
+        self.num_heartbeats += 1
+        await super().heartbeat(state, ttl_s=ttl_s)
+
+
+async def test_heartbeat_names_the_lease_under_which_the_site_is_served(stage: Stage) -> None:
+    stage.edge("paris", small(), token=7)
+    await time_passes(0.5)
+    assert (await state(stage)).token == 7

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from pice.core import Failure
+from pice.errors import TransportError
 from pice.node.inflight import InFlight, Work
 from pice.store.base import Unwanted
 from pice.store.memory import MemoryStore
@@ -62,7 +63,7 @@ async def test_news_drops_and_acknowledges_what_it_is_about(hands: Hands, news: 
     await hands.take("new", attempt=2)
     await hands.take("other segment", attempt=2, index=1)
     await hands.take("other request", "s")
-    watch = asyncio.ensure_future(hands.inflight.watch(hands.store.notices()))
+    watch = asyncio.ensure_future(hands.inflight.watch(hands.store))
     await asyncio.sleep(0)
     hands.store._notify(news)
     await time_passes(1)
@@ -74,7 +75,7 @@ async def test_finished_work_is_not_dropped(hands: Hands) -> None:
     for work in [await hands.take("one"), await hands.take("two")]:
         hands.inflight.remove(work)
         hands.inflight.remove(work)
-    watch = asyncio.ensure_future(hands.inflight.watch(hands.store.notices()))
+    watch = asyncio.ensure_future(hands.inflight.watch(hands.store))
     await asyncio.sleep(0)
     hands.store._notify(Unwanted("r", 1))
     await time_passes(1)
@@ -83,7 +84,7 @@ async def test_finished_work_is_not_dropped(hands: Hands) -> None:
 
 
 async def test_watching_ends_with_its_reader(hands: Hands) -> None:
-    watch = asyncio.ensure_future(hands.inflight.watch(hands.store.notices()))
+    watch = asyncio.ensure_future(hands.inflight.watch(hands.store))
     await asyncio.sleep(0)
     watch.cancel()
     await asyncio.wait([watch])
@@ -102,3 +103,33 @@ async def test_sweep_drops_what_is_no_longer_wanted_though_no_news_came(hands: H
     await time_passes(5)
     sweep.cancel()
     assert (hands.dropped, hands.num_unacked) == (["ended"], 1)
+
+
+class Undecided(MemoryStore):
+    """Cannot tell what is wanted, the first two times it is asked."""
+
+    times_asked = 0
+
+    async def wanted(self, request_id: str, attempt: int, index: int) -> bool:
+        self.times_asked += 1
+        if self.times_asked <= 2:
+            raise TransportError("the store is away")
+        return await super().wanted(request_id, attempt, index)
+
+
+async def test_what_the_store_cannot_tell_is_kept_and_asked_again(hands: Hands) -> None:
+    for name in ("one", "two"):
+        await hands.take(name, name)
+    sweep = asyncio.ensure_future(hands.inflight.sweep(Undecided(), every_s=2.0))
+    await time_passes(5)
+    assert (hands.dropped, hands.num_unacked) == ([], 2)
+    await time_passes(2)
+    sweep.cancel()
+    assert (hands.dropped, hands.num_unacked) == (["one", "two"], 0)
+
+
+async def test_watch_that_is_cancelled_before_it_begins_leaves_no_reader(hands: Hands) -> None:
+    watch = asyncio.ensure_future(hands.inflight.watch(hands.store))
+    watch.cancel()
+    await asyncio.wait([watch])
+    assert hands.store._notices == set()
