@@ -2,13 +2,15 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pice.answer.steps import EnsemblePolicy
 from pice.core import CLOUD_SITE
 from pice.engine.base import Engine
+from pice.errors import TransportError
+from pice.message.signing import site_key
 from pice.node.client import Client
 from pice.node.cloud import CloudNode, CloudPolicy
 from pice.node.collector import CollectorNode
@@ -19,6 +21,9 @@ from pice.simulation.faults import FaultyTransport, Life, mortal
 from pice.sketch.prompts import PromptSet
 from pice.store.base import Store
 from pice.transport.base import Transport
+
+_PAUSE_S = 0.5
+"""From a node's end to its next run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ class TrackingTransport:
 class Cluster:
     """Starts, kills and restarts nodes by name: `cloud-0`, `collector-1`, `site-paris`.
 
-    `session_s` is how long a broker takes to notice a dead subscriber and give its deliveries to others.
+    `session_s` is how long a broker takes to notice a dead subscriber and give its deliveries to others. With a
+    `secret` every site signs its candidates, and collectors ask for it.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class Cluster:
         sites: Mapping[str, list[Engine]],
         rtt_s: float = 0.02,
         session_s: float = 3.0,
+        secret: str = "",
     ) -> None:
         self.transport = transport
         self.store = store
@@ -101,6 +108,7 @@ class Cluster:
         self._sites = sites
         self._rtt_s = rtt_s
         self._session_s = session_s
+        self._secret = secret
         self._loads: dict[str, list[Load]] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -127,7 +135,7 @@ class Cluster:
         tracking = TrackingTransport(self.transport)
         node = self._make(name, mortal(tracking, life), mortal(self.store, life))
         stopping = asyncio.Event()
-        task = self._loop.create_task(_until_death(node.run(stopping), life), name=name)
+        task = self._loop.create_task(_until_death(node, stopping, life), name=name)
         self.nodes[name] = running = Running(life, stopping, task, tracking)
         return running
 
@@ -156,6 +164,7 @@ class Cluster:
                 store=store,
                 planner=EarliestFinish(self._policies.plan),
                 policy=self._policies.ensemble,
+                secret=self._secret,
             ),
             "site": lambda: self._edge_node(rest, transport, store),
         }
@@ -184,16 +193,21 @@ class Cluster:
             store=store,
             engines=[(engine, load, self._prompts) for engine, load in loads],
             policy=self._policies.edge,
+            key=site_key(self._secret, site) if self._secret else "",
         )
 
     def _load(self, site: str) -> list[Load]:
         return self._loads.setdefault(site, [Load() for _ in self.engines(site)])
 
 
-async def _until_death(run: Coroutine[Any, Any, None], life: Life) -> None:
-    """A dead node's end is no error; any other is."""
+async def _until_death(node: Node, stopping: asyncio.Event, life: Life) -> None:
+    """A dead node's end is no error; one that its ports let down is run again, as by its service; any other is."""
     try:
-        await run
+        while True:
+            try:
+                return await node.run(stopping)
+            except TransportError:
+                await asyncio.sleep(_PAUSE_S)
     except asyncio.CancelledError:
         if not life.dead:
             raise

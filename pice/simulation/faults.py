@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
+from pice.errors import TransportError
 from pice.transport.base import Delivery, Subscription
 from pice.transport.memory import MemoryTransport
 
@@ -33,6 +34,8 @@ class Life:
     def __init__(self, on_death: Callable[[], None]) -> None:
         self.dead = False
         self._calls_left = 0
+        self._refusing = False
+        self._num_refused = 0
         self._on_death = on_death
         self._connected = asyncio.Event()
         self._connected.set()
@@ -51,13 +54,27 @@ class Life:
         """Calls wait, until `mend`."""
         self._connected.clear()
 
+    def refuse(self) -> None:
+        """Calls raise `TransportError`, until `mend`. Every third has its effect all the same: its reply is lost."""
+        self._refusing = True
+
     def mend(self) -> None:
+        self._refusing = False
         self._connected.set()
 
     async def pass_through(self) -> None:
         self.check()
         await self._connected.wait()
         self.check()
+
+    def ask(self) -> None:
+        self._num_refused += self._refusing
+        if self._refusing and self._num_refused % 3:
+            raise TransportError("the broker is away")
+
+    def answer(self) -> None:
+        if self._refusing:
+            raise TransportError("the broker went away")
 
     def check(self) -> None:
         if self._calls_left:
@@ -81,13 +98,17 @@ class _Mortal:
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._port, name)
         if inspect.iscoroutinefunction(attribute):
-            return self._waiting(attribute)
+            return self._waiting(attribute, may_fail=name != "close")
         return attribute
 
-    def _waiting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _waiting(self, method: Callable[..., Any], *, may_fail: bool) -> Callable[..., Any]:
         async def call(*args: Any, **kwargs: Any) -> Any:
             await self._life.pass_through()
+            if may_fail:
+                self._life.ask()
             result = await method(*args, **kwargs)
+            if may_fail:
+                self._life.answer()
             return mortal(result, self._life) if isinstance(result, FaultySubscription) else result
 
         return call

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pice.core import CLOUD_SITE, Answer, Candidate, Failure, Record, Request, Segment
+from pice.core import CLOUD_SITE, Answer, Candidate, Failure, Placement, Record, Request, Segment
 from pice.errors import DecodeError
 from pice.message.codec import decode, decode_as
 from pice.store.base import Counted, Unwanted
@@ -13,6 +13,7 @@ from pice.store.memory import MemoryStore
 from pice.transport.base import CANDIDATES, DEAD, REQUESTS, Delivery
 
 FORGED = "forged"
+IMPOSTURE = "The moon pulls at the water, and so it rises twice a day, as one site says in the name of another."
 NEWS_S, SWEEP_S = 0.2, 1.2
 """In which time the end of a request is known at every site that is not cut off: by the news of it, or where that was
 lost by the next sweep."""
@@ -37,6 +38,7 @@ class WatchedStore(MemoryStore):
         self.ends: Counter[str] = Counter()
         self.ended_s: dict[str, float] = {}
         self.most_open = 0
+        self.num_impostures = 0
 
     async def open(self, request: Request) -> bool:
         opened = await super().open(request)
@@ -44,6 +46,7 @@ class WatchedStore(MemoryStore):
         return opened
 
     async def add_candidate(self, candidate: Candidate) -> Counted:
+        self.num_impostures += candidate.text == IMPOSTURE
         counted = await super().add_candidate(candidate)
         if counted is Counted.NEW:
             self.counted[identity(candidate)] += 1
@@ -65,6 +68,12 @@ class WatchedStore(MemoryStore):
         """The record, if work of this attempt still serves anyone."""
         entry = self._open_entry(request_id, attempt)
         return entry.record if entry else None
+
+    def awaited(self) -> list[tuple[Segment, Placement]]:
+        """Segments that are not settled, by where they were placed."""
+        live = [entry.record for entry in self._entries.values() if entry.record.outcome is None]
+        waiting = [known for record in live for known in record.segments.values() if known.choice is None]
+        return [(known.segment, placement) for known in waiting for placement in known.placements]
 
 
 @dataclass(slots=True)
@@ -90,6 +99,8 @@ class Auditor:
             candidate = decode_as(Candidate, payload)
         except DecodeError:
             return
+        if candidate.text == IMPOSTURE:
+            return
         self.sent.add(identity(candidate))
         ended_s = self.store.ended_s.get(candidate.request_id, self.store.now())
         idle = self.store.now() - ended_s < self.idle_s or candidate.model == FORGED
@@ -108,7 +119,7 @@ class Auditor:
         if delivery.topic == REQUESTS and isinstance(message, Request):
             self._request_acked(message, delivery)
         elif delivery.topic == CANDIDATES and isinstance(message, Candidate):
-            self._candidate_acked(message)
+            self._candidate_acked(message, delivery.payload)
         elif isinstance(message, Segment):
             self._segment_acked(message)
         else:
@@ -133,12 +144,14 @@ class Auditor:
         done = not wanted or late or key in self.sent
         self._expect(done, f"P2: segment {key} was acknowledged before its candidate was published")
 
-    def _candidate_acked(self, candidate: Candidate) -> None:
+    def _candidate_acked(self, candidate: Candidate, payload: bytes) -> None:
         record = self.store.live(candidate.request_id, candidate.attempt)
         known = record.segments.get(candidate.index) if record else None
         counted = identity(candidate) in self.store.counted
         foreign = identity(candidate) in self.store.foreign
-        done = known is None or known.choice is not None or counted or foreign
+        forged = candidate.model == FORGED or candidate.text == IMPOSTURE
+        refused = forged and self.buried[payload] > 0
+        done = known is None or known.choice is not None or counted or foreign or refused
         self._expect(done, f"P2: candidate {identity(candidate)} was acknowledged before it was counted")
 
     def _expect(self, kept: bool, what: str) -> None:

@@ -13,6 +13,7 @@ from pice.engine.base import Engine
 from pice.engine.emulated import EmulatedEngine, TextStyle
 from pice.errors import Overloaded, RequestFailed
 from pice.message.codec import encode
+from pice.message.signing import SIGNATURE, signature, site_key
 from pice.node.cloud import CloudPolicy
 from pice.node.edge import EdgePolicy
 from pice.plan.planner import PlanPolicy
@@ -21,7 +22,7 @@ from pice.simulation.cluster import Cluster, Policies, seeded
 from pice.simulation.faults import Faults, FaultyTransport
 from pice.sketch.prompts import load_prompts
 from pice.transport.base import CANDIDATES, REQUESTS, segments_topic
-from tests.simulation.promises import FORGED, NEWS_S, SWEEP_S, Auditor, WatchedStore, broken_by_answer
+from tests.simulation.promises import FORGED, IMPOSTURE, NEWS_S, SWEEP_S, Auditor, WatchedStore, broken_by_answer
 
 TIMEOUT_S = 60.0
 GRACE_S = 6.0
@@ -56,12 +57,14 @@ class Scenario:
         self.sites = [f"s{i}" for i in range(draw.randint(1, 4))]
         self.num_cuts = draw.choice([0, 1, 2])
         self.lost_notices = draw.choice([0.0, 0.0, 0.5])
+        draw = seeded(seed, "brokers")
+        self.num_outages, self.secret = draw.choice([0, 0, 1, 2]), draw.choice(["", "between us"])
         self.faults = self._faults(seeded(seed, "faults"))
 
     async def play(self) -> Result:
         store = WatchedStore(max_open=64, rng=seeded(self.seed, "store"), lost_notices=self.lost_notices)
         news_s = SWEEP_S if self.lost_notices else NEWS_S
-        auditor = Auditor(store, idle_s=math.inf if self.num_cuts else news_s)
+        auditor = Auditor(store, idle_s=math.inf if self.num_cuts or self.num_outages else news_s)
         transport = FaultyTransport(seeded(self.seed, "transport"), self.faults, witness=auditor)
         engines = self._engines()
         cluster = Cluster(
@@ -71,6 +74,7 @@ class Scenario:
             self._policies(),
             cloud=engines[CLOUD_SITE][0],
             sites={name: engines[name] for name in self.sites},
+            secret=self.secret,
         )
         for engine in (engine for site in engines.values() for engine in site):
             await engine.start()
@@ -80,7 +84,9 @@ class Scenario:
                 tasks.create_task(self._client(cluster, request, number))
             tasks.create_task(self._kill_and_restart(cluster))
             tasks.create_task(self._cut_and_pause(cluster))
+            tasks.create_task(self._break_connections(cluster))
             tasks.create_task(self._throw_junk(cluster))
+            tasks.create_task(self._impersonate(cluster, store))
         transport.quiet()
         await asyncio.sleep(30)
         await cluster.stop()
@@ -195,6 +201,16 @@ class Scenario:
             for engine in paused:
                 engine.resume()
 
+    async def _break_connections(self, cluster: Cluster) -> None:
+        """For a while the brokers refuse what one node asks, or their replies are lost."""
+        draw = seeded(self.seed, "outages")
+        for _ in range(self.num_outages):
+            await asyncio.sleep(draw.uniform(0, 4))
+            life = cluster.nodes[draw.choice(list(cluster.nodes))].life
+            life.refuse()
+            await asyncio.sleep(draw.uniform(0.3, 6))
+            life.mend()
+
     async def _throw_junk(self, cluster: Cluster) -> None:
         """Bytes that are no message, messages on the wrong topic, and candidates that nobody asked for."""
         draw = seeded(self.seed, "junk")
@@ -211,6 +227,27 @@ class Scenario:
             topic = draw.choice([REQUESTS, CANDIDATES, segments_topic("main")])
             await cluster.transport.publish(topic, draw.choice(junk), partition=0)
 
+    async def _impersonate(self, cluster: Cluster, store: WatchedStore) -> None:
+        """Candidates for segments that are waited for, in the name of the site that was asked, by who lacks its key."""
+        draw = seeded(self.seed, "impostors")
+        for _ in range(draw.choice([0, 4, 12]) if self.secret else 0):
+            await asyncio.sleep(draw.uniform(0, 1.5))
+            if not (awaited := store.awaited()):
+                continue
+            segment, placement = draw.choice(awaited)
+            site, model = placement.site, placement.model
+            payload = encode(Candidate(segment.request_id, segment.attempt, segment.index, site, model, IMPOSTURE))
+            headers = {SIGNATURE: draw.choice(list(self._false_signatures(site, payload)))}
+            await cluster.transport.publish(CANDIDATES, payload, key=segment.request_id, headers=headers)
+
+    def _false_signatures(self, site: str, payload: bytes) -> Iterator[bytes]:
+        yield b""
+        yield signature(site_key("a guess", site), payload)
+        yield signature(site_key(self.secret, site), payload + b" ")
+        for other in (CLOUD_SITE, *self.sites):
+            if other != site:
+                yield signature(site_key(self.secret, other), payload)
+
     def _judge(self, cluster: Cluster, store: WatchedStore, auditor: Auditor) -> Iterator[str]:
         result = self.result
         for request in self._requests():
@@ -220,6 +257,8 @@ class Scenario:
         yield from (f"P3: {key} was counted {count} times" for key, count in store.counted.items() if count > 1)
         if any(span.model == FORGED for answer in result.answers.values() for span in answer.spans):
             yield "P10: a forged candidate stands in an answer"
+        if store.num_impostures:
+            yield f"P10: {store.num_impostures} candidates signed with another key than their site's came to be counted"
         if store.most_open > 64:
             yield f"P7: {store.most_open} requests were open, the limit is 64"
         for topic in (REQUESTS, CANDIDATES, segments_topic("main"), segments_topic(CLOUD_SITE)):
