@@ -3,8 +3,9 @@
     python -m tools.brokers run -- COMMAND ...    # with PICE_KAFKA and PICE_REDIS set for it, as long as it runs
     python -m tools.brokers up                    # until Ctrl-C
 
-Where PICE_KAFKA or PICE_REDIS name a broker already, that one is used and left alone. Where none can be had, `run`
-runs its command all the same and says why in PICE_NO_BROKERS; with PICE_REQUIRE_BROKERS=1 it fails instead.
+Where PICE_KAFKA or PICE_REDIS name a broker already, that one is used and left alone; else it is started: as a
+container where a Docker engine answers, or as a program of this machine. Where none can be had, `run` runs its command
+all the same and says why in PICE_NO_BROKERS; with PICE_REQUIRE_BROKERS=1 it fails instead.
 """
 
 import argparse
@@ -17,15 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tools.brokers import docker
 from tools.brokers.errors import NoBrokers
 from tools.brokers.kafka_server import start_kafka
-from tools.brokers.program import Program, free_port
+from tools.brokers.program import Broker, free_port
 from tools.brokers.redis_server import start_redis
 
-STARTERS: dict[str, tuple[str, Callable[[Path, int], Program]]] = {
-    "PICE_KAFKA": ("127.0.0.1:{port}", start_kafka),
-    "PICE_REDIS": ("redis://127.0.0.1:{port}/0", start_redis),
-}
+ADDRESSES = {"PICE_KAFKA": "127.0.0.1:{port}", "PICE_REDIS": "redis://127.0.0.1:{port}/0"}
+PROGRAMS: dict[str, Callable[[Path, int], Broker]] = {"PICE_KAFKA": start_kafka, "PICE_REDIS": start_redis}
+CONTAINERS: dict[str, Callable[[int], Broker]] = {"PICE_KAFKA": docker.start_kafka, "PICE_REDIS": docker.start_redis}
 
 
 @contextmanager
@@ -36,15 +37,15 @@ def brokers(ports: dict[str, int] | None = None) -> Iterator[dict[str, str]]:
         NoBrokers: one of them cannot be had.
     """
     with ExitStack() as stack:
+        addresses = {variable: os.environ[variable] for variable in ADDRESSES if os.environ.get(variable)}
+        missing = [variable for variable in ADDRESSES if variable not in addresses]
+        in_containers = bool(missing) and docker.has_engine()
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pice-brokers-")))
-        addresses = {}
-        for variable, (address, start) in STARTERS.items():
-            if known := os.environ.get(variable):
-                addresses[variable] = known
-                continue
+        for variable in missing:
             port = (ports or {}).get(variable) or free_port()
-            stack.callback(start(folder, port).stop)
-            addresses[variable] = address.format(port=port)
+            broker = CONTAINERS[variable](port) if in_containers else PROGRAMS[variable](folder, port)
+            stack.callback(broker.stop)
+            addresses[variable] = ADDRESSES[variable].format(port=port)
         yield addresses
 
 

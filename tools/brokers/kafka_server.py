@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tools.brokers.errors import NoBrokers
@@ -11,7 +12,10 @@ from tools.brokers.program import Program, found, free_port, listens
 
 VERSION = "4.1.1"
 CLUSTER_ID = "MkU3OEVBNTcwNTJENDM2Qg"
-_HEAP = "-Xmx512m"
+ADMIN = "admin"
+"""The user who may do anything, where there are users."""
+_JAVA = ("-Xmx512m",)
+_QUICK = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _POM = """\
 <project>
   <modelVersion>4.0.0</modelVersion>
@@ -27,47 +31,99 @@ _POM = """\
   </dependencies>
 </project>
 """
-_SETTINGS = """\
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
-log.dirs={folder}/data
-auto.create.topics.enable=false
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=1
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=1
-group.initial.rebalance.delay.ms=0
-"""
+_PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
+_SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule"
 
 
-def start_kafka(folder: Path, port: int) -> Program:
+def start_kafka(
+    folder: Path,
+    port: int,
+    *,
+    users: Mapping[str, str] | None = None,
+    advertised: Mapping[int, int] | None = None,
+    settings: Mapping[str, str] | None = None,
+    quick: bool = False,
+) -> Program:
     """A Kafka on an empty log, once it answers. Topics are not made by themselves.
+
+    With `users`, passwords by name, it takes SASL alone (SASL_PLAINTEXT, by PLAIN or SCRAM-SHA-512) and obeys access
+    lists: `admin` may do anything, everyone else what was allowed. To clients that come to one of the ports in
+    `advertised` it says that it is found at the other port, where something stands between. `settings` go last. A
+    `quick` one is there in half the time, and slower at work.
 
     Raises:
         NoBrokers: there is no Java, its artifacts cannot be had, or it does not start.
     """
     java, jars = found("java", "openjdk-17-jre-headless"), _jars()
-    settings = folder / "kafka.properties"
-    settings.write_text(_SETTINGS.format(port=port, controller=free_port(), folder=folder), encoding="utf-8")
-    run = [java, _HEAP, "-cp", f"{jars}/*"]
-    formatted = subprocess.run(
-        [*run, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if formatted.returncode:
-        raise NoBrokers(f"Kafka could not format its folder:\n{formatted.stdout}{formatted.stderr}")
-    program = Program("kafka", [*run, "kafka.Kafka", str(settings)], folder)
+    run = [java, *_JAVA, *(_QUICK if quick else ()), "-cp", f"{jars}/*"]
+    controller = free_port()
+    known = single_node(port, controller) | {"log.dirs": f"{folder}/data"}
+    known |= _guarded(port, controller, users) if users else {}
+    known |= _with_doors(known, advertised or {}) | dict(settings or {})
+    file = folder / "kafka.properties"
+    file.write_text("".join(f"{name}={value}\n" for name, value in known.items()), encoding="utf-8")
+    _format([*run, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(file)], users or {})
+    program = Program("kafka", [*run, "kafka.Kafka", str(file)], folder)
     program.wait_until(lambda: listens(port))
     return program
+
+
+def single_node(port: int, controller: int, *, host: str = "127.0.0.1") -> dict[str, str]:
+    """Settings of a broker that is its own controller, on two ports. It listens on `host` and is found at loopback."""
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+        "listeners": f"PLAINTEXT://{host}:{port},CONTROLLER://127.0.0.1:{controller}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "auto.create.topics.enable": "false",
+        "offsets.topic.replication.factor": "1",
+        "offsets.topic.num.partitions": "1",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "1",
+        "group.initial.rebalance.delay.ms": "0",
+    }
+
+
+def _guarded(port: int, controller: int, users: Mapping[str, str]) -> dict[str, str]:
+    """By which clients must say who they are. The broker itself uses a port of its own, as ANONYMOUS."""
+    own = free_port()
+    known = " ".join(f'user_{name}="{password}"' for name, password in users.items())
+    return {
+        "listeners": f"CLIENT://127.0.0.1:{port},OWN://127.0.0.1:{own},CONTROLLER://127.0.0.1:{controller}",
+        "advertised.listeners": f"CLIENT://127.0.0.1:{port},OWN://127.0.0.1:{own}",
+        "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,OWN:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "OWN",
+        "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
+        "listener.name.client.plain.sasl.jaas.config": f"{_PLAIN} required {known};",
+        "listener.name.client.scram-sha-512.sasl.jaas.config": f"{_SCRAM} required;",
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": f"User:{ADMIN};User:ANONYMOUS",
+    }
+
+
+def _with_doors(known: Mapping[str, str], advertised: Mapping[int, int]) -> dict[str, str]:
+    """The listeners, and one more for each port in `advertised`."""
+    doors = {f"DOOR{number}": ports for number, ports in enumerate(advertised.items())}
+    more = {
+        "listeners": [f"{name}://127.0.0.1:{port}" for name, (port, _) in doors.items()],
+        "advertised.listeners": [f"{name}://127.0.0.1:{found_at}" for name, (_, found_at) in doors.items()],
+        "listener.security.protocol.map": [f"{name}:PLAINTEXT" for name in doors],
+    }
+    return {name: ",".join([known[name], *values]) for name, values in more.items()}
+
+
+def _format(command: list[str], users: Mapping[str, str]) -> None:
+    """Makes the log, and the users in it that are known by SCRAM."""
+    for name, password in users.items():
+        command = [*command, "--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]"]
+    formatted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if formatted.returncode:
+        raise NoBrokers(f"Kafka could not format its folder:\n{formatted.stdout}{formatted.stderr}")
 
 
 def _jars() -> Path:

@@ -2,16 +2,18 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tools.brokers.errors import NoBrokers
 
-STARTED_WITHIN_S = 60.0
+STARTED_WITHIN_S = 120.0
 _LOOK_EVERY_S = 0.05
 _STOPPED_WITHIN_S = 20.0
 _LAST_WORDS = 2000
@@ -48,23 +50,58 @@ def free_port() -> int:
         return port
 
 
+class Broker(Protocol):
+    """A broker that was started here."""
+
+    def stop(self) -> None:
+        """Asks it to end, and ends it if it does not. May be called twice."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it without asking; `restart` starts it again."""
+        ...
+
+    def restart(self) -> None:
+        """Stops it and starts it with the data it has; returns once it answers.
+
+        Raises:
+            NoBrokers: it does not start.
+        """
+        ...
+
+    def pause(self) -> None:
+        """It keeps its connections, and does nothing until `resume`."""
+        ...
+
+    def resume(self) -> None:
+        """Ends a pause."""
+        ...
+
+
 class Program:
-    """A program that runs until it is stopped. Its output goes to a file in `folder`."""
+    """A `Broker` that is a program of this machine. Its output goes to a file in `folder`."""
 
     def __init__(self, name: str, command: Sequence[str], folder: Path, *, env: dict[str, str] | None = None) -> None:
         self._name = name
+        self._command = command
+        self._folder = folder
+        self._env = env
         self._log = folder / f"{name}.log"
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
+        self._answers: Callable[[], bool] = lambda: True
+        self._process = self._start()
+
+    @property
+    def pid(self) -> int:
+        """Its process, another one after a restart."""
+        return self._process.pid
 
     def wait_until(self, answers: Callable[[], bool]) -> None:
-        """Returns once it answers.
+        """Returns once it answers; after a restart too.
 
         Raises:
             NoBrokers: it ended, or does not answer in time.
         """
+        self._answers = answers
         until_s = time.monotonic() + STARTED_WITHIN_S
         while not answers():
             if self._process.poll() is not None:
@@ -75,13 +112,39 @@ class Program:
             time.sleep(_LOOK_EVERY_S)
 
     def stop(self) -> None:
-        """Asks it to end, and ends it if it does not. May be called twice."""
         self._process.terminate()
+        self.resume()
         try:
             self._process.wait(_STOPPED_WITHIN_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        self.stop()
+        self._process = self._start()
+        self.wait_until(self._answers)
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                self._command,
+                cwd=self._folder,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     def _last_words(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()

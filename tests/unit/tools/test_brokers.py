@@ -10,6 +10,7 @@ import pytest
 
 from tests import brokers
 from tools.brokers import __main__ as command
+from tools.brokers import docker
 from tools.brokers.errors import NoBrokers
 from tools.brokers.program import Program, found
 
@@ -67,6 +68,112 @@ def test_program_that_will_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.
     assert program._process.returncode == -9
 
 
+COUNTS_STARTS = """
+import pathlib, signal, sys
+starts = pathlib.Path(sys.argv[1])
+with starts.open("a") as file: file.write("x")
+signal.pause()
+"""
+
+
+def test_program_is_restarted_with_what_it_left(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    program = Program("keeper", [sys.executable, "-c", COUNTS_STARTS, str(starts)], tmp_path)
+    program.wait_until(lambda: starts.exists() and starts.read_text() != "")
+    first = program.pid
+    program.restart()
+    assert program.pid != first
+    program.wait_until(lambda: starts.read_text() == "xx")
+    program.kill()
+    program.restart()
+    program.wait_until(lambda: starts.read_text() == "xxx")
+    program.stop()
+
+
+def test_program_that_is_paused_can_be_stopped_and_goes_on_when_resumed(tmp_path: Path) -> None:
+    beats = tmp_path / "beats"
+    code = "import sys, time\nwhile True: open(sys.argv[1], 'ab').write(b'.'); time.sleep(0.01)"
+    program = Program("beating", [sys.executable, "-c", code, str(beats)], tmp_path)
+    program.wait_until(beats.exists)
+    program.pause()
+    os.waitid(os.P_PID, program._process.pid, os.WSTOPPED | os.WNOWAIT)
+    size = beats.stat().st_size
+    program.resume()
+    program.wait_until(lambda: beats.stat().st_size > size)
+    program.pause()
+    program.stop()
+    assert program._process.returncode == -15
+
+
+DOCKER = """#!/bin/sh
+echo "$@" >> "$DOCKER_LOG"
+case "$1" in
+  info) echo "$DOCKER_ENGINE" ;;
+  run) echo container-1 ;;
+  inspect) echo true ;;
+esac
+"""
+
+
+@pytest.fixture
+def docker_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a stand-in for Docker, with an engine, was told."""
+    program = tmp_path / "docker"
+    program.write_text(DOCKER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_LOG", str(tmp_path / "told"))
+    monkeypatch.setenv("DOCKER_ENGINE", "28.0")
+    return tmp_path / "told"
+
+
+def test_docker_without_an_engine_is_not_used(docker_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert docker.has_engine()
+    monkeypatch.setenv("DOCKER_ENGINE", "")
+    assert not docker.has_engine()
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not docker.has_engine()
+
+
+def test_containers_are_started_where_there_is_an_engine_and_removed(
+    docker_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in KNOWN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(docker, "listens", lambda port: True)
+    monkeypatch.setattr("tools.brokers.redis_server.answers", lambda port: True)
+    with command.brokers({"PICE_KAFKA": 7001, "PICE_REDIS": 7002}) as addresses:
+        assert addresses == {"PICE_KAFKA": "127.0.0.1:7001", "PICE_REDIS": "redis://127.0.0.1:7002/0"}
+    info, kafka, redis, *removed = docker_log.read_text().splitlines()
+    assert info.startswith("info")
+    assert kafka.startswith("run --detach --publish=127.0.0.1:7001:7001 ")
+    assert " --env=KAFKA_ADVERTISED_LISTENERS=PLAINTEXT://127.0.0.1:7001 " in kafka
+    assert " --env=KAFKA_AUTO_CREATE_TOPICS_ENABLE=false " in kafka
+    assert kafka.endswith(" apache/kafka:4.1.1")
+    assert redis.startswith("run --detach --publish=127.0.0.1:7002:6379 redis:7.4 redis-server --save ")
+    assert removed == ["rm --force --volumes container-1"] * 2
+
+
+def test_container_is_restarted_paused_and_resumed(docker_log: Path) -> None:
+    container = docker.Container(["image"], lambda: True)
+    for act in (container.pause, container.resume, container.kill, container.restart):
+        act()
+    told = [line.split()[0] for line in docker_log.read_text().splitlines()]
+    assert told == ["run", "pause", "unpause", "kill", "restart"]
+
+
+def test_container_that_ends_early_is_no_broker(docker_log: Path, tmp_path: Path) -> None:
+    (tmp_path / "docker").write_text(DOCKER.replace("inspect) echo true", "inspect) echo false"))
+    with pytest.raises(NoBrokers, match="a container ended"):
+        docker.Container(["image"], lambda: False).wait()
+
+
+def test_docker_that_fails_is_quoted(docker_log: Path, tmp_path: Path) -> None:
+    (tmp_path / "docker").write_text("#!/bin/sh\necho no such image >&2\nexit 1\n")
+    with pytest.raises(NoBrokers, match=r"docker run failed:\nno such image"):
+        docker.Container(["image"], lambda: True)
+
+
 def test_started_brokers_end_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[str] = []
 
@@ -77,12 +184,13 @@ def test_started_brokers_end_with_the_block(monkeypatch: pytest.MonkeyPatch) -> 
         def stop(self) -> None:
             stopped.append(self.name)
 
-    starters = {name: ("at {port}", lambda folder, port, name=name: Started(name)) for name in KNOWN}
-    monkeypatch.setattr(command, "STARTERS", starters)
+    programs = {name: lambda folder, port, name=name: Started(name) for name in KNOWN}
+    monkeypatch.setattr(command, "PROGRAMS", programs)
+    monkeypatch.setattr(docker, "has_engine", lambda: False)
     for name in KNOWN:
         monkeypatch.delenv(name, raising=False)
     with command.brokers({"PICE_KAFKA": 7}) as addresses:
-        assert addresses["PICE_KAFKA"] == "at 7"
+        assert addresses["PICE_KAFKA"] == "127.0.0.1:7"
         assert stopped == []
     assert stopped == ["PICE_REDIS", "PICE_KAFKA"]
 
