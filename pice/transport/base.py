@@ -7,6 +7,7 @@ from typing import Protocol
 REQUESTS = "pice.requests"
 CANDIDATES = "pice.candidates"
 DEAD = "pice.dead"
+JOBS = "pice.jobs"
 
 
 def segments_topic(pool: str) -> str:

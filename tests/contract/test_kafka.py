@@ -2,16 +2,29 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from itertools import count
 from typing import Any
 
 import pytest
 
-from pice.errors import TransportError
+from pice.errors import ConfigError, MessageTooLarge, TransportError
 from pice.transport.base import Delivery, Subscription, Transport
-from tests.brokers import kafka_address
-from tests.contract.kafka_transport import TOPIC, kafka_transport
+from tests.contract.kafka_transport import (
+    NUM_PARTITIONS,
+    TOPIC,
+    connected,
+    kafka_options,
+    kafka_transport,
+    topics_deleted,
+)
 
 pytest.importorskip("aiokafka", reason="aiokafka is not installed: pip install 'pice[cluster]'")
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+
+from pice.transport.kafka_subscription import KafkaSubscription
+from pice.transport.kafka_topics import KafkaTopics
 
 
 @pytest.fixture
@@ -83,8 +96,6 @@ async def test_messages_of_one_key_share_a_partition(transport: Transport) -> No
 
 
 async def test_commit_that_failed_is_made_again(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aiokafka.errors import KafkaError
-
     await publish(transport, 2)
     subscription: Any = await transport.subscribe(TOPIC, group="g", partition=0)
     real, committed = subscription._consumer.commit, asyncio.Event()
@@ -107,53 +118,82 @@ async def test_commit_that_failed_is_made_again(transport: Transport, monkeypatc
 async def test_member_that_may_not_read_its_group_says_so(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aiokafka.errors import GroupAuthorizationFailedError
-
-    from pice.transport.kafka import KafkaSubscription
-
     async def take_over(self: KafkaSubscription, partitions: Iterable[int]) -> None:
-        raise GroupAuthorizationFailedError
+        raise ConfigError("not for you")
 
     monkeypatch.setattr(KafkaSubscription, "take_over", take_over)
-    for partition in (None, 0):
-        subscription = await transport.subscribe(TOPIC, group="g", partition=partition)
-        with pytest.raises(TransportError, match="cannot be read"):
-            await receive(subscription, 1)
+    subscription = await transport.subscribe(TOPIC, group="g")
+    with pytest.raises(ConfigError, match="not for you"):
+        await receive(subscription, 1)
+    with pytest.raises(ConfigError, match="not for you"):
+        await transport.subscribe(TOPIC, group="g", partition=0)
 
 
 async def test_member_that_cannot_learn_what_is_left_tries_again(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aiokafka.errors import GroupCoordinatorNotAvailableError
+    """While Kafka reads its own books after a start, it answers with nothing at all."""
+    real, calls = AIOKafkaAdminClient.list_consumer_group_offsets, count()
 
-    from pice.transport.kafka import KafkaSubscription
+    async def offsets(self: AIOKafkaAdminClient, *args: Any, **kwargs: Any) -> Any:
+        return await real(self, *args, **kwargs) if next(calls) else {}
 
-    real, failures = KafkaSubscription.take_over, iter([GroupCoordinatorNotAvailableError()])
-
-    async def take_over(self: KafkaSubscription, partitions: Iterable[int]) -> None:
-        if error := next(failures, None):
-            raise error
-        await real(self, partitions)
-
-    monkeypatch.setattr(KafkaSubscription, "take_over", take_over)
+    monkeypatch.setattr(AIOKafkaAdminClient, "list_consumer_group_offsets", offsets)
     await publish(transport, 1)
     subscription = await transport.subscribe(TOPIC, group="g")
     assert [each.payload for each in await receive(subscription, 1)] == [b"0"]
+
+
+async def test_partition_whose_position_is_not_known_is_not_read(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def offsets(self: AIOKafkaAdminClient, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return {}
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "list_consumer_group_offsets", offsets)
+    monkeypatch.setattr("pice.transport.kafka_subscription._TAKE_S", 0.1)
+    with pytest.raises(TransportError, match=r"group .*g\.1 cannot be read: no answer in time"):
+        await transport.subscribe(TOPIC, group="g", partition=1)
 
 
 @pytest.mark.parametrize(("topic", "partition"), [("pice.nowhere", None), ("pice.nowhere", 0), (TOPIC, 7)])
 async def test_topic_or_partition_that_is_not_there_is_refused(
     transport: Transport, topic: str, partition: int | None
 ) -> None:
-    with pytest.raises(TransportError, match="does not exist"):
+    with pytest.raises(ConfigError, match="does not exist: run `pice topics create`"):
         await transport.subscribe(topic, group="g", partition=partition)
 
 
-async def test_broker_that_is_not_there_is_named() -> None:
-    from pice.transport.kafka import KafkaTransport
+async def test_partition_that_was_added_is_found_by_a_producer_that_was_there_before() -> None:
+    options = kafka_options()
+    async with topics_deleted(options), connected(options) as transport:
+        await publish(transport, 1)
+        await KafkaTopics(options).ensure_partition(TOPIC, NUM_PARTITIONS)
+        await transport.publish(TOPIC, b"there", partition=NUM_PARTITIONS)
+        subscription = await transport.subscribe(TOPIC, group="g", partition=NUM_PARTITIONS)
+        assert [each.payload for each in await receive(subscription, 1)] == [b"there"]
+        with pytest.raises(TransportError, match=f"has no partition 9, only {NUM_PARTITIONS + 1}"):
+            await transport.publish(TOPIC, b"nowhere", partition=9)
 
-    kafka_address()
-    transport = KafkaTransport({"bootstrap_servers": "127.0.0.1:1"})
-    with pytest.raises(TransportError, match=r"Kafka cannot be reached: .*127\.0\.0\.1"):
-        await transport.start()
-    await transport.close()
+
+async def test_producer_is_of_use_after_a_message_that_the_broker_would_not_take() -> None:
+    options = kafka_options()
+    admin = AIOKafkaAdminClient(bootstrap_servers=options.bootstrap_servers)
+    await admin.start()
+    small = {"max.message.bytes": "2000"}
+    await admin.create_topics([NewTopic(options.prefix + TOPIC, NUM_PARTITIONS, 1, topic_configs=small)])
+    await admin.close()
+    async with topics_deleted(options), connected(options) as transport:
+        await publish(transport, 1)
+        with pytest.raises(MessageTooLarge, match="the broker's limit is lower than ours"):
+            await transport.publish(TOPIC, bytes(5000), partition=0)
+        await transport.publish(TOPIC, b"after", partition=0)
+        subscription = await transport.subscribe(TOPIC, group="g")
+        assert [each.payload for each in await receive(subscription, 2)] == [b"0", b"after"]
+
+
+async def test_headers_without_a_value_are_read_as_empty(transport: Transport) -> None:
+    headers: Any = {"junk": None, "kept": b"x"}
+    await transport.publish(TOPIC, b"", partition=0, headers=headers)
+    subscription = await transport.subscribe(TOPIC, group="g")
+    assert [each.headers for each in await receive(subscription, 1)] == [{"junk": b"", "kept": b"x"}]

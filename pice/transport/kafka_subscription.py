@@ -1,0 +1,260 @@
+"""A reader of a Kafka topic: what it hands out, and how what is finished is committed."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pice.errors import ConfigError, PiceError, TransportError
+from pice.kafka_client import (
+    ConsumerRebalanceListener,
+    KafkaClient,
+    OffsetAndMetadata,
+    TopicPartition,
+    stop_consumer,
+)
+from pice.transport.base import Delivery
+from pice.transport.kafka_ledger import Ledger, commits, read_ledger
+from pice.transport.kafka_metadata import find_topics
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.5
+_TAKE_S = 10.0
+_LAST_COMMIT_S = 5.0
+_NUM_LOOKS, _LOOK_EVERY_S = 10, 0.1
+
+
+class KafkaSubscription:
+    """See `pice.transport.base.Subscription`. Commits run one after another, each with all that is known by then."""
+
+    def __init__(
+        self,
+        kafka: KafkaClient,
+        topic: str,
+        group: str,
+        *,
+        partition: int | None,
+        prefetch: int,
+        forget: Callable[["KafkaSubscription"], object],
+    ) -> None:
+        self._kafka = kafka
+        self._name = topic
+        self._topic = kafka.options.prefix + topic
+        self._group = f"{self._topic}.{group}" + ("" if partition is None else f".{partition}")
+        self._partition = partition
+        self._prefetch = prefetch
+        self._forget = forget
+        self._ledgers: dict[int, Ledger] = {}
+        self._outstanding: dict[tuple[int, int], Delivery] = {}
+        self._arrived: deque[Any] = deque()
+        self._again: deque[Delivery] = deque()
+        self._settled = False
+        self._refused: PiceError | None = None
+        self._changed = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._committer: asyncio.Task[None] | None = None
+        self._closed = False
+        self._consumer: Any = None
+
+    async def start(self) -> None:
+        """Joins the group, or takes the partition.
+
+        Raises:
+            ConfigError: there is no such topic or partition, or Kafka refuses this user.
+            TransportError: Kafka is away.
+        """
+        await self._check()
+        self._consumer = await self._kafka.consumer(self._group)
+        try:
+            if self._partition is None:
+                self._consumer.subscribe([self._topic], listener=_Listener(self))
+            else:
+                await self._take([self._partition])
+        except BaseException:
+            await stop_consumer(self._consumer)
+            raise
+        self._committer = asyncio.create_task(self._commit_changes())
+
+    async def _check(self) -> None:
+        """What was made a moment ago is not known to every broker yet."""
+        async with self._kafka.admin() as admin:
+            for _ in range(_NUM_LOOKS):
+                with self._kafka.mapped(f"{self._topic} cannot be read"):
+                    known = (await find_topics(admin, [self._topic])).get(self._topic)
+                if known is not None and (self._partition or 0) < known.num_partitions:
+                    return
+                await asyncio.sleep(_LOOK_EVERY_S)
+        what = "the topic" if known is None else f"its partition {self._partition}"
+        raise ConfigError(f"{self._topic}: {what} does not exist: run `pice topics create`")
+
+    async def _take(self, partitions: Sequence[int]) -> None:
+        with self._kafka.mapped(f"group {self._group} cannot be read"):
+            async with asyncio.timeout(_TAKE_S):
+                await self.settle(partitions)
+        if self._refused:
+            raise self._refused
+        self._consumer.assign([TopicPartition(self._topic, partition) for partition in partitions])
+
+    async def take_over(self, partitions: Sequence[int]) -> None:
+        """Reads what the group has left of these partitions, which are all there are.
+
+        Raises:
+            ConfigError: this user has no right to the group.
+            TransportError: it cannot be learnt now.
+        """
+        wanted = [TopicPartition(self._topic, partition) for partition in partitions]
+        known: dict[Any, Any] = {}
+        if wanted:
+            async with self._kafka.admin() as admin:
+                with self._kafka.mapped(f"group {self._group} cannot be read"):
+                    known = await admin.list_consumer_group_offsets(self._group, partitions=wanted)
+        for each in wanted:
+            if (left := known.get(each)) is None:  # it says nothing while it still reads its own books
+                raise TransportError(f"group {self._group}: its position in partition {each.partition} is not known")
+            self._ledgers[each.partition] = read_ledger(max(0, left.offset), left.metadata or "")
+        self._settled = True
+        self._changed.set()
+
+    async def settle(self, partitions: Sequence[int]) -> None:
+        """Takes over what the group has given, however often that must be tried: nothing is read before. Where it
+        never can be, whoever receives is told."""
+        while not self._closed:
+            try:
+                await self.take_over(partitions)
+                break
+            except ConfigError as error:
+                self._refused = error
+                self._changed.set()
+                break
+            except TransportError as error:
+                log.warning("%s; tried again in %g s", error, _RETRY_S)
+                await asyncio.sleep(_RETRY_S)
+
+    async def give_up(self, partitions: Iterable[int]) -> None:
+        """Commits what is finished of these partitions and forgets them; what is outstanding goes to others. Nothing
+        is handed out until it is known what of the new ones is left: records may come before that."""
+        self._settled = False
+        await self._try_to_commit(within_s=_LAST_COMMIT_S)
+        for partition in partitions:
+            self._ledgers.pop(partition, None)
+        self._arrived.clear()  # what is still ours comes again
+        self._outstanding = {key: kept for key, kept in self._outstanding.items() if key[0] in self._ledgers}
+        self._again = deque(kept for kept in self._again if kept.partition in self._ledgers)
+
+    async def receive(self) -> Delivery:
+        while not self._closed:
+            self._changed.clear()
+            if self._refused:
+                raise self._refused
+            if len(self._outstanding) >= self._prefetch or (self._arrived and not self._settled):
+                await self._changed.wait()
+            elif self._again and self._settled:
+                return self._hand_out(self._again.popleft())
+            elif not self._arrived:
+                await self._fetch()
+            elif delivery := self._delivery(self._arrived.popleft()):
+                return self._hand_out(delivery)
+        raise TransportError(f"the subscription to {self._topic} is closed")
+
+    async def ack(self, delivery: Delivery) -> None:
+        if self._outstanding.pop((delivery.partition, delivery.position), None) is None:
+            return
+        self._ledgers[delivery.partition].finish(delivery.position)
+        self._changed.set()
+        self._dirty.set()
+
+    async def release(self, delivery: Delivery, *, delay_s: float = 0.0) -> None:
+        if self._outstanding.pop((delivery.partition, delivery.position), None) is None:
+            return
+        self._changed.set()
+        if delay_s <= 0:
+            self._put_back(delivery)
+            return
+        asyncio.get_running_loop().call_later(delay_s, self._put_back, delivery)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._changed.set()
+        self._forget(self)
+        if self._committer:
+            self._committer.cancel()
+            await asyncio.gather(self._committer, return_exceptions=True)
+        await self._try_to_commit(within_s=_LAST_COMMIT_S)
+        await stop_consumer(self._consumer)
+
+    async def _fetch(self) -> None:
+        """Waits for a record, or for something else to look at. A record that comes as the wait ends is kept."""
+        reading = asyncio.ensure_future(self._consumer.getone())
+        changed = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reading.cancel()
+            changed.cancel()
+            await asyncio.wait({reading})
+            if not reading.cancelled() and reading.exception() is None:
+                self._arrived.append(reading.result())
+        if reading.done() and not reading.cancelled():
+            with self._kafka.mapped(f"{self._topic} cannot be read"):
+                reading.result()
+
+    def _delivery(self, record: Any) -> Delivery | None:
+        """None for a record that is finished, or of a partition that has gone to another."""
+        ledger = self._ledgers.get(record.partition)
+        if ledger is None or ledger.is_finished(record.offset):
+            return None
+        key = record.key.decode(errors="replace") if record.key else ""
+        headers = {name: value or b"" for name, value in record.headers}
+        return Delivery(self._name, record.partition, record.offset, record.value or b"", key, headers)
+
+    def _hand_out(self, delivery: Delivery) -> Delivery:
+        counted = replace(delivery, num_deliveries=self._ledgers[delivery.partition].begin(delivery.position))
+        self._outstanding[delivery.partition, delivery.position] = counted
+        self._dirty.set()
+        return counted
+
+    def _put_back(self, delivery: Delivery) -> None:
+        if delivery.partition in self._ledgers:
+            self._again.append(delivery)
+            self._changed.set()
+
+    async def _commit_changes(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            if not await self._try_to_commit():
+                asyncio.get_running_loop().call_later(_RETRY_S, self._dirty.set)
+
+    async def _try_to_commit(self, *, within_s: float | None = None) -> bool:
+        """Whether it went well; if not, the log says why, and whoever reads on does again what is not committed."""
+        offsets = {
+            TopicPartition(self._topic, partition): OffsetAndMetadata(position, metadata)
+            for partition, (position, metadata) in commits(self._ledgers).items()
+        }
+        try:
+            with self._kafka.mapped(f"group {self._group} could not commit what is finished"):
+                if offsets:
+                    async with asyncio.timeout(within_s):
+                        await self._consumer.commit(offsets)
+        except PiceError as error:
+            log.warning("%s", error)
+            return False
+        return True
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """Tells a subscription which partitions the group has given it."""
+
+    def __init__(self, subscription: KafkaSubscription) -> None:
+        self._subscription = subscription
+
+    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        await self._subscription.give_up([each.partition for each in revoked])
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        await self._subscription.settle([each.partition for each in assigned])
