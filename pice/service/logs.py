@@ -13,18 +13,42 @@ from pice.service.printable import MAX_CHARS, printable
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-_THIRD_PARTY = ("aiokafka", "asyncio", "httpcore", "httpx", "kafka", "redis")
+_THIRD_PARTY = ("aiokafka", "httpcore", "httpx", "redis")
+_QUIET_S = 30.0
+_MAX_KEPT = 256
 
 
 def set_up_logs(log_format: LogFormat, level: LogLevel, service: str) -> None:
-    """Every record of this process from `level` on becomes a line on standard error, also what Python warns of. Other
-    packages are heard from "warning" on, but at "debug" in full."""
+    """Every record of this process from `level` on becomes a line on standard error, also what Python warns of. The
+    clients of brokers and servers are heard from "warning" on, and with the same message every 30 s at most, since they
+    tell of each try; but at "debug" in full."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(JsonLines(service) if log_format == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[lines], force=True)
     logging.captureWarnings(capture=True)
     for name in _THIRD_PARTY:
         logging.getLogger(name).setLevel(logging.NOTSET if level == "debug" else logging.WARNING)
+    if level != "debug":
+        lines.addFilter(Sparing())
+
+
+class Sparing(logging.Filter):
+    """Stops what another package has said in the same words less than 30 s ago."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in _THIRD_PARTY:
+            return True
+        news = record.name, record.getMessage()
+        if record.created < self._said.get(news, -_QUIET_S) + _QUIET_S:
+            return False
+        if len(self._said) >= _MAX_KEPT:
+            self._said.clear()
+        self._said[news] = record.created
+        return True
 
 
 class JsonLines(logging.Formatter):

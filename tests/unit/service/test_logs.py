@@ -18,7 +18,7 @@ JUNK = 'two\nlines "quoted" \x1b[31m \x00 \udcff \u2028 \u202e end'
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    root, names = logging.getLogger(), ("aiokafka", "asyncio", "httpcore", "httpx", "kafka", "redis")
+    root, names = logging.getLogger(), ("aiokafka", "httpcore", "httpx", "redis")
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in names}
     yield
@@ -135,12 +135,31 @@ def test_other_packages_are_heard_from_warning_on(capsys: pytest.CaptureFixture[
     assert line.endswith("redis news")
 
 
+def test_client_that_tells_of_every_try_is_heard_every_30_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logs("text", "info", "paris")
+    client = logging.getLogger("aiokafka.conn")
+    for second in range(61):
+        for port in (9092, 9093):
+            record = client.makeRecord(client.name, logging.ERROR, "", 0, "no answer at %s", (port,), None)
+            record.created = second
+            client.handle(record)
+    assert [line.rsplit(" ", 1)[1] for line in lines(capsys)] == ["9092", "9093"] * 3
+
+
+def test_node_that_repeats_itself_is_heard_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logs("text", "info", "paris")
+    for _ in range(3):
+        log.info("again")
+    assert len(lines(capsys)) == 3
+
+
 def test_debug_hears_everything(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logs("text", "info", "paris")
     set_up_logs("text", "debug", "paris")
-    logging.getLogger("aiokafka.conn").debug("chatter")
+    for _ in range(2):
+        logging.getLogger("aiokafka.conn").debug("chatter")
     log.debug("detail")
-    assert [line.rsplit(" ", 1)[1] for line in lines(capsys)] == ["chatter", "detail"]
+    assert [line.rsplit(" ", 1)[1] for line in lines(capsys)] == ["chatter", "chatter", "detail"]
 
 
 def test_warning_of_python_is_a_line_like_others(capsys: pytest.CaptureFixture[str]) -> None:

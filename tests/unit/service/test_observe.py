@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,18 @@ def test_every_alert_says_what_is_wrong_how_bad_it_is_and_what_to_do() -> None:
     for rule in rules():
         assert rule["labels"]["severity"] in ("warning", "critical"), rule["alert"]
         assert set(rule["annotations"]) == {"summary", "action"}, rule["alert"]
+
+
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
+    """By Prometheus itself, on series that are written out in `rules_test.yml`."""
+    if (promtool := shutil.which("promtool")) is None:
+        pytest.skip("promtool is not installed (Debian: it is in the package prometheus)")
+    for path in (OBSERVE / "rules.yml", Path(__file__).with_name("rules_test.yml")):
+        shutil.copy(path, tmp_path)
+    ran = subprocess.run(
+        [promtool, "test", "rules", "rules_test.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def documented() -> dict[str, tuple[str, set[str]]]:
