@@ -7,6 +7,7 @@ import pytest
 
 from pice.core import Candidate
 from pice.errors import EngineError, TransportError
+from pice.message.codec import encode
 from pice.node import context
 from pice.store.memory import MemoryStore
 from pice.transport.base import CANDIDATES, REQUESTS
@@ -48,6 +49,18 @@ async def test_junk_is_about_the_request_that_its_key_names(stage: Stage, lines:
         await stage.transport.publish(topic, b"\xc1junk", key=key, partition=0)
         await stage.dead()
     assert lines.about("put aside") == ["r", "s"]
+
+
+async def test_message_without_a_key_is_about_the_request_that_it_holds(stage: Stage, lines: Lines) -> None:
+    stage.cloud(ScriptedEngine("big", BROKEN))
+    stage.collector()
+    await stage.store.open(a_request("r"))
+    await stage.transport.publish(REQUESTS, encode(a_request("r")))
+    await stage.failure("r")
+    await stage.sealed(("paris", "small"), request_id="s")
+    await stage.transport.publish(CANDIDATES, encode(Candidate("s", 1, 0, "mallory", "small", "I was never asked.")))
+    await stage.dead()
+    assert (lines.about("failed"), lines.about("never given")) == (["r"], ["s"])
 
 
 async def test_failed_request_is_named(stage: Stage, lines: Lines) -> None:

@@ -502,6 +502,20 @@ async def test_drained_node_leaves_no_load_behind(stage: Stage, work: Work) -> N
     assert (load.num_outstanding, load.backlog_tokens) == (0, 0)
 
 
+async def test_drained_node_can_be_run_again(stage: Stage, work: Work) -> None:
+    node = stage.edge("paris", small())
+    await time_passes(1)
+    await node.stop()
+    assert node.node is not None
+    stopping = asyncio.Event()
+    again = asyncio.ensure_future(node.node.run(stopping))
+    await work.send()
+    assert (await work.receive()).text == TEXT
+    assert not (await state(stage)).draining
+    stopping.set()
+    await again
+
+
 async def test_segment_cancelled_at_the_end_of_the_drain_is_redelivered(stage: Stage, work: Work) -> None:
     engine = small(slow())
     node = stage.edge("paris", engine, drain_s=2.0)

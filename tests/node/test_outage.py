@@ -101,6 +101,15 @@ async def test_direct_answer_comes_when_what_was_away_is_back(stage: Stage, name
     assert stage.transport.num_messages(REQUESTS) == 0
 
 
+async def test_heartbeats_that_cannot_be_read_hold_no_request_up(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    started(stage, cloud(stage), "sites")
+    await stage.submit(a_request())
+    assert (await stage.answer()).attempt == 1
+    assert caplog.messages == ["the sites' heartbeats cannot be read: it is away"]
+
+
 @pytest.mark.parametrize("name", ["place", "publish", "seal", "emit"])
 async def test_sketch_is_expanded_when_what_was_away_is_back(stage: Stage, work: Work, name: str) -> None:
     await stage.site(CLOUD_SITE, "big", curve=Curve((1,), (0.2,)))
