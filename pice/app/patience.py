@@ -2,9 +2,9 @@
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
 from pice.errors import Full, TransportError
@@ -24,34 +24,52 @@ class Outages(Protocol):
     def up(self, name: str) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a process waits for what is away: until it is `ended`. Then the first failure is raised."""
+    """How long a process waits for what is away: until `ended` is set. Then the first failure is raised."""
 
-    outages: Outages
-    ended: asyncio.Event
+    def __init__(self, outages: Outages, ended: asyncio.Event) -> None:
+        self._outages = outages
+        self._ended = ended
+        self._waiting = Counter[str]()
 
     async def insist(self, call: Callable[[], Awaitable[T]], name: str, *, waits_if_full: bool = False) -> T:
-        """What `call` returns, once it does: a retriable `TransportError` is waited out, anything else is raised."""
+        """What `call` returns, once it does: a retriable `TransportError` is waited out, anything else is raised. What
+        nobody waits for any more counts as back."""
+        try:
+            result = await call()
+        except TransportError as error:
+            self._note(error, name, waits_if_full)
+        else:
+            self._outages.up(name)
+            return result
+        self._waiting[name] += 1
+        try:
+            return await self._insist(call, name, waits_if_full)
+        finally:
+            self._waiting[name] -= 1
+            if not self._waiting[name]:
+                self._outages.up(name)
+
+    async def _insist(self, call: Callable[[], Awaitable[T]], name: str, waits_if_full: bool) -> T:
         pause_s = _FIRST_PAUSE_S
         while True:
-            try:
-                result = await call()
-            except TransportError as error:
-                is_full = isinstance(error, Full)
-                if not error.retriable or (is_full and not waits_if_full) or self.ended.is_set():
-                    raise
-                self.outages.down(name, str(error))
-            else:
-                self.outages.up(name)
-                return result
             await self._pause(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            try:
+                return await call()
+            except TransportError as error:
+                self._note(error, name, waits_if_full)
+
+    def _note(self, error: TransportError, name: str, waits_if_full: bool) -> None:
+        """Raises the error where it is not to be waited out."""
+        if not error.retriable or (isinstance(error, Full) and not waits_if_full) or self._ended.is_set():
+            raise error
+        self._outages.down(name, str(error))
 
     async def _pause(self, pause_s: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self.ended.wait()
+                await self._ended.wait()
 
 
 def patient(port: P, name: str, patience: Patience) -> P:

@@ -138,6 +138,7 @@ class _Deployment:
         )
 
     def nodes(self) -> Iterator[Run]:
+        yield self._pulse
         if self._roles.cloud:
             yield from self._cloud()
         for name in self._roles.sites:
@@ -147,6 +148,15 @@ class _Deployment:
             counting = partial(collector, settings, ports, self._planner, telemetry, self._secret)
             yield self._kept("collector", lambda: counting().run)
             yield self._kept("jobs", lambda: jobs_node(settings, ports, telemetry).run)
+
+    async def _pulse(self, stopping: asyncio.Event) -> None:
+        """Asks the store for a little, again and again, so that an idle process too hears that it is away, or back."""
+        while not stopping.is_set():
+            with suppress(TransportError):
+                await self._ports.store.sites()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_S):
+                    await stopping.wait()
 
     def _cloud(self) -> Iterator[Run]:
         ((engine, load),) = self._loaded(CLOUD_SITE)
