@@ -358,8 +358,8 @@ class SecuritySettings(Section):
 
 
 class ServiceSettings(Section):
-    """What services have in common. `health_port` 0 takes any that is free; a site's lease lapses after `lease_s` without a sign of
-    life of its holder."""
+    """What services have in common. `health_port` 0 takes any that is free; a site's lease lapses after `lease_s`
+    without a sign of life of its holder."""
 
     health_host: str = "127.0.0.1"
     health_port: int = Field(default=0, ge=0, le=65535)

@@ -465,11 +465,12 @@ def test_redis_users_have_the_documented_rights_and_their_passwords_are_not_to_b
     assert lines[3].partition(" resetchannels ")[2] == lines[2].partition(" resetchannels ")[2].replace("paris", "lyon")
 
 
-async def test_redis_takes_the_users_that_are_made(tmp_path: Path) -> None:
+async def test_redis_starts_as_compose_starts_it_and_takes_the_users_that_are_made(tmp_path: Path) -> None:
     make(tmp_path, SITES)
     made, port = contents(tmp_path), free_port()
-    words = [found("redis-server", "redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    program = Program("redis", [*words, "--aclfile", str(tmp_path / "redis_users"), "--dir", str(tmp_path)], tmp_path)
+    command = [word.replace("/run/secrets", str(tmp_path)) for word in SERVICES["redis"]["command"]]
+    words = [*command, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
+    program = Program("redis", [found("redis-server", "redis-server"), *words[1:]], tmp_path)
     try:
         program.wait_until(lambda: listens(port))
         for user, secret in ((REDIS_USER, "redis_password"), ("site-lyon", "lyon_redis_password")):
