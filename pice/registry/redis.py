@@ -52,7 +52,7 @@ class RedisRegistry:
         return await self._client.run(script, (self._site(name),), words)
 
     def _site(self, name: str) -> str:
-        """Hash of a site: pool, partition, draining, holder, until, token."""
+        """Hash of a site: pool, partition, draining, holder, until, lease, token."""
         return f"{self._tag}:site:{name}"
 
     def _pool(self, pool: str) -> str:
@@ -61,7 +61,7 @@ class RedisRegistry:
 
 
 def _shown(
-    name: bytes, pool: bytes, partition: bytes, draining: bytes | None, holder: bytes, token: bytes | None, left: bytes
+    name: bytes, pool: bytes, partition: bytes, draining: bytes | None, holder: bytes, token: bytes, left: bytes
 ) -> RegisteredSite:
     words = [word.decode(errors="replace") for word in (name, pool, holder)]
-    return RegisteredSite(words[0], words[1], int(partition), draining == b"1", words[2], int(token or 0), float(left))
+    return RegisteredSite(words[0], words[1], int(partition), draining == b"1", words[2], int(token), float(left))

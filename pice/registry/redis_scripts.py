@@ -1,7 +1,8 @@
 """What Redis does as one change for the registry. Times are its own clock's, in seconds.
 
-A site's hash keeps its token after the site was removed: tokens of one name grow for ever. None is refused for want of
-memory but to register: a site must stay known and served while Redis is full.
+A site's hash keeps its token after the site was removed: tokens of one name grow for ever. A lease that has more than
+twice its length left is none: the clock was set back. Nothing but `REGISTER` is refused for want of memory: a site must
+stay known and served while Redis is full.
 """
 
 from pice.redis_client import Script
@@ -15,8 +16,16 @@ local function seconds(value)
   return string.format('%.6f', value)
 end
 local function holder_of(site)
-  local held = redis.call('HMGET', site, 'holder', 'until')
-  return held[1] and held[1] ~= '' and tonumber(held[2]) > now() and held[1] or '', held[2]
+  local held = redis.call('HMGET', site, 'holder', 'until', 'lease')
+  local left = (tonumber(held[2]) or 0) - now()
+  if not held[1] or held[1] == '' or left <= 0 or left > 2 * (tonumber(held[3]) or 0) then return '', 0 end
+  return held[1], left
+end
+local function hold(site, lease)
+  redis.call('HSET', site, 'until', seconds(now() + lease), 'lease', lease)
+end
+local function whole(value, otherwise)
+  return string.format('%d', tonumber(value) or otherwise)
 end
 local function is_latest(site, token)
   local known = redis.call('HMGET', site, 'pool', 'holder', 'token')
@@ -45,14 +54,15 @@ ACQUIRE = _script("""
 if redis.call('HEXISTS', KEYS[1], 'pool') == 0 then return false end
 local holder = holder_of(KEYS[1])
 if holder ~= '' and holder ~= ARGV[1] then return false end
-redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'until', seconds(now() + ARGV[2]))
+redis.call('HSET', KEYS[1], 'holder', ARGV[1])
+hold(KEYS[1], ARGV[2])
 return redis.call('HINCRBY', KEYS[1], 'token', 1)
 """)
 """KEYS site; holder, lease -> token, or nil."""
 
 RENEW = _script("""
 if not is_latest(KEYS[1], ARGV[1]) then return 'lost' end
-redis.call('HSET', KEYS[1], 'until', seconds(now() + ARGV[2]))
+hold(KEYS[1], ARGV[2])
 return redis.call('HGET', KEYS[1], 'draining') == '1' and 'draining' or 'held'
 """)
 """KEYS site; token, lease -> a value of `Hold`."""
@@ -75,7 +85,7 @@ if holder ~= '' then return {0, holder} end
 local known = redis.call('HMGET', KEYS[1], 'pool', 'partition')
 if not known[1] then return {0, ''} end
 redis.call('HDEL', ARGV[2] .. known[1], known[2])
-redis.call('HDEL', KEYS[1], 'pool', 'partition', 'draining', 'holder', 'until')
+redis.call('HDEL', KEYS[1], 'pool', 'partition', 'draining', 'holder', 'until', 'lease')
 redis.call('SREM', KEYS[2], ARGV[1])
 return {1, ''}
 """)
@@ -86,10 +96,9 @@ local found = {}
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   local site = ARGV[1] .. name
   local known = redis.call('HMGET', site, 'pool', 'partition', 'draining', 'token')
-  local holder, ends = holder_of(site)
-  local left = holder ~= '' and ends - now() or 0
+  local holder, left = holder_of(site)
   if known[1] then
-    table.insert(found, {name, known[1], known[2], known[3], holder, known[4], seconds(left)})
+    table.insert(found, {name, known[1], whole(known[2], -1), known[3], holder, whole(known[4], 0), seconds(left)})
   end
 end
 return found

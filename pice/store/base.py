@@ -62,7 +62,7 @@ class Store(Protocol):
     """Safe to call from any task of one event loop. Raises `TransportError` when its server is gone."""
 
     def now(self) -> float:
-        """Seconds on the store's clock; never goes back."""
+        """Seconds on the store's clock; goes back only where the clock of its server was set back."""
         ...
 
     async def open(self, request: Request) -> bool:

@@ -224,23 +224,25 @@ return taken
 HEARTBEAT = _ending("""
 local token, latest = tonumber(ARGV[3]), tonumber(redis.call('HGET', KEYS[1], 'token') or 0)
 if token > 0 and token < latest then return end
-redis.call('HSET', KEYS[1], 'state', ARGV[2], 'until', seconds(now() + ARGV[4]),
+redis.call('HSET', KEYS[1], 'state', ARGV[2], 'until', seconds(now() + ARGV[4]), 'ttl', ARGV[4],
   'token', string.format('%d', math.max(token, latest)))
 redis.call('PEXPIRE', KEYS[1], milliseconds(math.max(ARGV[4], 86400)))
 redis.call('SADD', KEYS[2], ARGV[1])
 """)
-"""KEYS state, beating; site, state, token, seconds until it is forgotten. The token is kept for a day more."""
+"""KEYS state, beating; site, state, token, seconds until it is forgotten. The token is kept for a day."""
 
 SITES = _ending("""
 local found = {}
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  local known = redis.call('HMGET', ARGV[1] .. name, 'until', 'state')
+  local known = redis.call('HMGET', ARGV[1] .. name, 'until', 'ttl', 'state')
+  local left = (tonumber(known[1]) or 0) - now()
   if not known[1] then
     redis.call('SREM', KEYS[1], name)
-  elseif tonumber(known[1]) > now() then
-    table.insert(found, {name, known[2]})
+  elseif left > 0 and left <= 2 * (tonumber(known[2]) or 0) then
+    table.insert(found, {name, known[3] or ''})
   end
 end
 return found
 """)
-"""KEYS beating; state key without the site -> site and state of each that lives."""
+"""KEYS beating; state key without the site -> site and state of each that lives. One that would live for more than
+twice its time is dead: the clock was set back."""

@@ -96,6 +96,29 @@ async def test_full_redis_keeps_sites_served_and_takes_no_new_one(
     await registry._client.call("CONFIG", "SET", "maxmemory", 0)
 
 
+async def test_lease_is_free_when_redis_clock_was_set_back(registries: list[RedisRegistry]) -> None:
+    registry = registries[0]
+    await registry.register("paris", "main")
+    assert await registry.acquire("paris", "a", lease_s=10) == 1
+    seconds, _ = await registry._client.call("TIME")
+    await registry._client.call("HSET", "pice:{sites}:site:paris", "until", int(seconds) + 15)
+    assert await registry.acquire("paris", "b", lease_s=10) is None
+    await registry._client.call("HSET", "pice:{sites}:site:paris", "until", int(seconds) + 3600)
+    assert [site.holder for site in await registry.sites()] == [""]
+    assert await registry.acquire("paris", "b", lease_s=10) == 2
+
+
+async def test_junk_that_a_site_writes_of_itself_does_not_hide_the_others(registries: list[RedisRegistry]) -> None:
+    registry = registries[0]
+    for name in ("paris", "rome"):
+        await registry.register(name, "main")
+    junk = ("partition", "x", "until", "y", "lease", "z", "holder", b"\xff", "token", "t", "draining", "d")
+    await registry._client.call("HSET", "pice:{sites}:site:paris", *junk)
+    paris, rome = await registry.sites()
+    assert (paris.partition, paris.holder, paris.token, paris.draining) == (-1, "", 0, False)
+    assert rome.partition == 1
+
+
 async def test_removed_site_leaves_its_token_alone(registries: list[RedisRegistry]) -> None:
     registry = registries[0]
     await registry.register("paris", "main")

@@ -156,9 +156,10 @@ async def test_heartbeat_that_is_none_or_of_another_site_is_told_once_and_silent
     stores: tuple[RedisStore, RedisStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     store = stores[0]
-    for site in ("junk", "liar", "paris"):
+    for site in ("junk", "liar", "paris", "timeless"):
         await store.heartbeat(state(site), ttl_s=30)
     await store._client.call("HSET", store._keys.state("junk"), "state", b"\xff")
+    await store._client.call("HSET", store._keys.state("timeless"), "until", "x", "ttl", "y")
     await store._client.call("HSET", store._keys.state("liar"), "state", encode(state("rome")))
     for _ in range(2):
         assert await store.sites() == [state("paris")]
@@ -166,6 +167,15 @@ async def test_heartbeat_that_is_none_or_of_another_site_is_told_once_and_silent
     assert [text.split(" is taken for silent")[0] for text in told] == ["site 'junk'", "site 'liar'"]
     await store.heartbeat(state("liar"), ttl_s=30)
     assert await store.sites() == [state("liar"), state("paris")]
+
+
+async def test_site_is_silent_when_redis_clock_was_set_back(stores: tuple[RedisStore, RedisStore]) -> None:
+    store = stores[0]
+    await store.heartbeat(state("paris"), ttl_s=5)
+    await store._client.call("HSET", store._keys.state("paris"), "until", f"{store.now() + 3600:f}")
+    assert await store.sites() == []
+    await store.heartbeat(state("paris"), ttl_s=5)
+    assert await store.sites() == [state("paris")]
 
 
 async def test_site_that_is_gone_for_a_day_leaves_nothing(stores: tuple[RedisStore, RedisStore]) -> None:
@@ -616,29 +626,49 @@ async def test_store_whose_client_is_closed_says_so(stores: tuple[RedisStore, Re
     assert await stores[1].open(REQUEST)
 
 
-async def test_clock_follows_redis_and_never_goes_back() -> None:
-    class Fixed(RedisClient):
-        seconds = 1000
+class Shifted(RedisClient):
+    """A Redis whose clock is ahead of ours."""
 
-        async def call(self, *words: object) -> Any:
-            return [str(self.seconds).encode(), b"500000"]
+    ahead_s = 1000.5
 
-    client = Fixed("redis://127.0.0.1:1/0")
+    async def call(self, *words: object) -> Any:
+        seconds, rest = divmod(asyncio.get_running_loop().time() + self.ahead_s, 1)
+        return [b"%d" % seconds, b"%d" % (rest * 1e6)]
+
+
+async def test_clock_follows_redis_and_does_not_go_back_by_a_little(caplog: pytest.LogCaptureFixture) -> None:
+    client = Shifted("redis://127.0.0.1:1/0")
     clock = RedisClock(client)
     await clock.refresh()
-    first = clock.now()
-    assert 1000.5 <= first < 1060
-    client.seconds = 900
+    first, offset_s = clock.now(), clock._offset_s
+    assert abs(offset_s - 1000.5) < 0.1
+    client.ahead_s = 1000.0
     await clock.refresh()
-    assert clock._offset_s + asyncio.get_running_loop().time() > 1000
+    assert clock._offset_s == offset_s  # it was read a moment ago
     clock._read_s -= 11
     await clock.refresh()
-    assert clock._offset_s + asyncio.get_running_loop().time() < 1000
+    assert abs(clock._offset_s - 1000) < 0.1
     assert clock.now() >= first
-    client.seconds = 2000
-    clock._read_s -= 11
+    assert caplog.text == ""
+    await client.close()
+
+
+@pytest.mark.parametrize(("ahead_s", "by"), [(900.5, "-100.0"), (2000.5, "+1000.0")], ids=["back", "ahead"])
+async def test_clock_that_was_set_is_followed_and_told_once(
+    ahead_s: float, by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Shifted("redis://127.0.0.1:1/0")
+    clock = RedisClock(client)
     await clock.refresh()
-    assert clock.now() >= 2000.5
+    first_s = clock.now()
+    client.ahead_s = ahead_s
+    for _ in range(2):
+        clock._read_s -= 11
+        await clock.refresh()
+        assert (clock.now() < first_s) == (ahead_s < 1000)
+        assert abs(clock._offset_s - ahead_s) < 0.1
+    (told,) = caplog.records
+    assert f"was set by {by} s" in told.getMessage()
     await client.close()
 
 
