@@ -31,10 +31,11 @@ end
 
 PUBLISH = Script("""#!lua
 -- KEYS stream asleep bell; ARGV limit, then the fields: the id, or nil when the stream is at its limit
--- GETDEL takes away no stream: a site may publish, and need not be able to delete what others did (docs/redis-acl.md)
+-- A site may publish, and need not be able to delete what others did (docs/redis-acl.md): GETDEL takes a stream from
+-- nobody, and where `asleep` is no string all the same the bell is rung.
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return false end
 local id = redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
-if redis.call('GETDEL', KEYS[2]) then redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 'rung', 1) end
+if redis.pcall('GETDEL', KEYS[2]) then redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 'rung', 1) end
 return id
 """)
 

@@ -1,8 +1,9 @@
 """The users of docs/redis-acl.md on a real Redis: what a site needs works, and what it must not do is refused."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pice.core import (
     Curve,
     Event,
     Failure,
+    Job,
     Message,
     ModelState,
     Placement,
@@ -24,14 +26,23 @@ from pice.core import (
     SiteState,
     Span,
 )
+from pice.engine.emulated import EmulatedEngine
 from pice.errors import ConfigError
-from pice.message.codec import encode
+from pice.jobs.base import Result
+from pice.jobs.redis import RedisJobs
+from pice.message.codec import decode_as, encode
+from pice.node.edge import Address, EdgeNode, EdgePolicy
+from pice.node.keeper import SiteKeeper
+from pice.node.load import Load
 from pice.redis_client import RedisClient, Script, connect_redis
 from pice.registry.redis import RedisRegistry
+from pice.sketch.prompts import load_prompts
 from pice.store.base import Counted, Unwanted
 from pice.store.redis import RedisStore
-from pice.transport.base import CANDIDATES
+from pice.transport.base import CANDIDATES, segments_topic
+from pice.transport.memory import MemoryTransport
 from pice.transport.redis import RedisTransport
+from pice.transport.routed import RoutedTransport
 from tests.brokers import redis_url
 from tests.contract.own_redis import OwnRedis
 
@@ -178,6 +189,9 @@ FORBIDDEN: dict[str, Callable[[Process], Awaitable[Any]]] = {
     "giving back that of another": lambda edge: edge.registry.release("rome", 1),
     "draining another": lambda edge: edge.registry.drain("rome", draining=True),
     "removing another": lambda edge: edge.registry.remove("rome"),
+    "reading candidates": lambda edge: edge.client.call("XREAD", "STREAMS", _stream(edge), "0"),
+    "a hash where events belong": lambda edge: edge.client.call("HSET", "pice:{00}:events:r2", 1, 1),
+    "a hash where names belong": lambda edge: edge.client.call("HSET", "pice:{sites}:names", 1, 1),
     "reading all keys": lambda edge: edge.client.call("KEYS", "*"),
     "deleting": lambda edge: edge.client.call("DEL", edge.store._keys.shard("r1").record("r1")),
     "flushing": lambda edge: edge.client.call("FLUSHALL"),
@@ -198,15 +212,62 @@ async def test_user_of_a_site_is_refused_what_is_not_its_own(log_in: LogIn, name
     assert await core.store.sites() == []
 
 
-async def test_streams_of_others_cannot_be_deleted_as_what_publishing_takes_away(log_in: LogIn) -> None:
+async def test_site_can_neither_delete_what_others_published_nor_stop_them(log_in: LogIn) -> None:
     core, edge = await log_in("pice"), await log_in("site-paris")
     await core.candidates.publish(CANDIDATES, b"other's", key="r1")
-    with pytest.raises(Exception, match="WRONGTYPE"):
-        await edge.client.call("GETDEL", _stream(core))
-    with pytest.raises(ConfigError, match="refuses us"):
-        await edge.client.call("UNLINK", _stream(core))
+    for words in (("GETDEL", _stream(core)), ("UNLINK", _stream(core)), ("XTRIM", _stream(core), "MAXLEN", 0)):
+        with pytest.raises(ConfigError, match="refuses us"):
+            await edge.client.call(*words)
+    await core.client.call("XADD", _stream(core).replace("stream", "asleep"), "*", "no", "string")
+    await core.candidates.publish(CANDIDATES, b"another's", key="r1")
     subscription = await core.candidates.subscribe(CANDIDATES, group="collectors")
-    assert (await subscription.receive()).payload == b"other's"
+    assert [(await subscription.receive()).payload for _ in range(2)] == [b"other's", b"another's"]
+
+
+async def test_edge_node_and_its_keeper_serve_a_segment_with_the_user_of_their_site(log_in: LogIn) -> None:
+    core, edge = await log_in("pice"), await log_in("site-paris")
+    await placed(core)
+    queue, stopping = MemoryTransport(), asyncio.Event()
+    transport = RoutedTransport({CANDIDATES: edge.candidates}, queue)
+    engine = EmulatedEngine(model="m", curve=Curve((1,), (0.0,)), seed=1)
+    await engine.start()
+
+    def make(partition: int, token: int) -> EdgeNode:
+        return EdgeNode(
+            Address("paris", "main", partition),
+            transport=transport,
+            store=edge.store,
+            engines=[(engine, Load(), load_prompts("default"))],
+            policy=EdgePolicy(),
+            token=token,
+        )
+
+    async def prepare(pool: str, partition: int) -> None:
+        """A queue in memory has all partitions."""
+
+    async with asyncio.timeout(30):
+        keeper = SiteKeeper(edge.registry, "paris", "main", "host.1", make, prepare, lease_s=4.0)
+        running = asyncio.ensure_future(keeper.run(stopping))
+        wanted = replace(segment(), deadline_s=core.store.now() + 30, site="paris", model="m")
+        await queue.publish(segments_topic("main"), encode(wanted), partition=0)
+        subscription = await core.candidates.subscribe(CANDIDATES, group="collectors")
+        candidate = decode_as(Candidate, (await subscription.receive()).payload)
+        assert (candidate.site, bool(candidate.text), candidate.error) == ("paris", True, "")
+        assert await core.store.add_candidate(candidate) is Counted.NEW
+        assert [(site.site, site.token) for site in await core.store.sites()] == [("paris", 1)]
+        stopping.set()
+        await running
+    assert [site.holder for site in await core.registry.sites()] == [""]
+    await engine.close()
+
+
+async def test_user_of_services_can_keep_jobs(log_in: LogIn) -> None:
+    jobs = RedisJobs((await log_in("pice")).client)
+    await jobs.create(Job("job_1", "name", "source", 1))
+    assert await jobs.seal("job_1")
+    assert await jobs.add_result("job_1", Result("a", b"{}", answered=True))
+    assert [result.name async for result in jobs.results("job_1")] == ["a"]
+    assert [job.job_id for job in await jobs.jobs()] == ["job_1"]
 
 
 def _stream(process: Process) -> str:
