@@ -275,6 +275,16 @@ async def test_node_goes_on_while_the_registry_is_away_and_keeps_its_lease(
     assert said == ["site paris waits for a broker: Redis is away"] * 2  # each of the two keepers
 
 
+@pytest.mark.parametrize("away_s", [3 * LEASE_S + step / 4 for step in range(9)])
+async def test_holder_comes_before_its_standby_when_the_registry_is_back(house: House, away_s: float) -> None:
+    first, standby = await house.process("a"), await house.process("b")
+    house.registry.away = True
+    await passes(away_s)
+    house.registry.away = False
+    await passes(2 * LEASE_S)
+    assert (await house.holder(), first.node.state, standby.nodes) == ("a", "serving", [])
+
+
 async def test_registry_that_is_away_is_asked_less_and_less_often(house: House) -> None:
     house.registry.away = True
     await house.process("a")
