@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from pice.errors import Full, TransportError
 from pice.jobs import redis as redis_module
 from pice.jobs.base import JobStore, Result
 from pice.jobs.memory import MemoryJobs
-from pice.redis_client import RedisClient
+from pice.redis_client import RedisClient, Word
 from pice.simulation.clock import run_virtual
 from tests.brokers import redis_url
 from tests.contract.own_redis import OwnRedis
@@ -261,6 +262,28 @@ async def test_keys_of_a_job_share_a_hash_tag(client_and_prefix: tuple[RedisClie
         f"{prefix}:{{job_1}}:job".encode(),
         f"{prefix}:{{job_1}}:results".encode(),
     ]
+
+
+async def test_scan_that_repeats_itself_gives_each_result_once(
+    client_and_prefix: tuple[RedisClient, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Redis may while it makes a hash larger or smaller."""
+    (client, prefix), cursors = client_and_prefix, []
+    jobs, call = jobs_of(client, prefix), client.call
+
+    async def repeating(*words: Word) -> Any:
+        if words[0] != "HSCAN":
+            return await call(*words)
+        cursors.append(words[2])
+        reply = await call("HSCAN", words[1], 0)
+        return [b"7", reply[1]] if len(cursors) == 1 else reply
+
+    await jobs.create(JOB)
+    for name in "ab":
+        await jobs.add_result("job_1", result(name))
+    monkeypatch.setattr(client, "call", repeating)
+    assert await found(jobs) == [result("a"), result("b")]
+    assert cursors == [0, b"7"]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from pice.batch.format import request_id_of
 from pice.core import Failure, Job, JobLine
-from pice.errors import EngineUnavailable, Full, TransportError
+from pice.errors import DecodeError, EngineUnavailable, Full, TransportError
 from pice.jobs.base import JobStore, Result
 from pice.jobs.memory import MemoryJobs
 from pice.message.codec import encode
@@ -361,6 +361,28 @@ async def test_line_refused_at_the_door_waits_under_the_same_id(desk: Desk) -> N
     desk.stage.cloud(ScriptedEngine("big", Script("The moon pulls.")))
     assert (await desk.ended()).num_answered == 1
     assert (await desk.results())["id:a"]["response"]["request_id"] == request_id_of(JOB, "a")
+
+
+async def test_record_that_cannot_be_read_does_not_end_the_runner(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unreadable(request_id: str) -> None:
+        raise DecodeError("of another version")
+
+    engine = ScriptedEngine("big", Script("The moon pulls."))
+    desk.stage.cloud(engine)
+    desk.start()
+    await time_passes(0.1)
+    monkeypatch.setattr(desk.stage.store, "record", unreadable)
+    await desk.submit(line("a"))
+    assert ((await desk.ended()).num_answered, len(engine.prompts)) == (1, 1)
+
+
+async def test_queue_that_goes_away_ends_the_runner_with_that_error(desk: Desk) -> None:
+    runner = desk.start()
+    await time_passes(0.1)
+    await runner.transport.close()
+    with pytest.raises(TransportError, match="closed"):
+        await runner.task
+    desk.runners.clear()
 
 
 class Moody:
