@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pice.errors import InputError, TransportError
+from pice.errors import ConfigError, InputError, TransportError
 from pice.kafka_client import KafkaClient, KafkaOptions, TopicPartition, stop_consumer
 from pice.transport.base import DEAD, Transport
 from pice.transport.kafka_metadata import find_topics
@@ -111,7 +111,9 @@ class KafkaDead:
     async def _partitions(self) -> range:
         async with self._kafka.admin() as admin:
             found = await find_topics(admin, [self._topic])
-        return range(found[self._topic].num_partitions if found else 0)
+        if not found:
+            raise ConfigError(f"{self._topic}: the topic does not exist: run `pice topics create`")
+        return range(found[self._topic].num_partitions)
 
     async def _records(self, consumer: Any, partition: int, first: int) -> AsyncIterator[Any]:
         """The records from `first` on that are there now."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pice.errors import InputError
+from pice.errors import ConfigError, InputError
 from pice.transport.base import DEAD, Delivery
 from tests.contract.kafka_transport import TOPIC, connected, kafka_options, topics_deleted
 
@@ -54,6 +54,11 @@ async def test_newest_are_listed_with_where_they_came_from_and_why(morgue: Morgu
     assert 0 <= last.stored_s - first.stored_s < 60
     assert [it.dead_id for it in await morgue.dead.newest(2)] == ["0:1", "0:2"]
     assert [it.dead_id for it in await morgue.dead.newest(10, topic=TOPIC)] == ["0:0", "0:2"]
+
+
+async def test_topic_that_is_not_there_is_not_taken_for_an_empty_one() -> None:
+    with pytest.raises(ConfigError, match="does not exist: run `pice topics create`"):
+        await KafkaDead(kafka_options()).newest(1)
 
 
 async def test_message_is_read_by_its_id(morgue: Morgue) -> None:

@@ -42,8 +42,9 @@ def rules() -> list[str]:
 
 @pytest.fixture(scope="module")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnKafka]:
-    """With all topics, made by the operator."""
-    with own_kafka(tmp_path_factory.mktemp("kafka"), USERS) as kafka:
+    """With all topics, made by the operator. Others are made by whoever looks for them, as brokers do if not told."""
+    settings = {"auto.create.topics.enable": "true"}
+    with own_kafka(tmp_path_factory.mktemp("kafka"), USERS, settings=settings) as kafka:
         asyncio.run(_set_up(kafka))
         yield kafka
 
@@ -126,6 +127,13 @@ async def test_operator_looks_at_topics_and_at_the_dead_and_replays_them(kafka: 
         (message,) = await dead.newest(1)
         await dead.replay(message.dead_id, operator, [OURS])
     assert (await dead.read(message.dead_id)).replayed
+
+
+async def test_looking_for_a_topic_does_not_make_it(kafka: OwnKafka) -> None:
+    topics = KafkaTopics(kafka.options(OPERATOR))
+    for _ in range(2):
+        (state,) = await topics.describe([TopicSpec("pice.nowhere", 1, 3600.0)])
+        assert state.num_partitions == 0
 
 
 async def test_site_may_not_read_another_pool_or_what_is_not_a_sites(kafka: OwnKafka) -> None:
