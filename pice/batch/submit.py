@@ -73,7 +73,9 @@ class _Submission:
         try:
             await self._transport.publish(JOBS, payload, key=request_id, headers=headers(request_id))
         except MessageTooLarge as too_large:
-            fault: PiceError = line.content if isinstance(line.content, InputError) else too_large
+            fault: PiceError = MessageTooLarge(f"line {number} is too long for the queue: {too_large}")
+            if isinstance(line.content, InputError):
+                fault = line.content
             failure = failure_line(line.key, fault, request_id=request_id)
             await self._jobs.add_result(self._job_id, Result(name_of(line.key), failure, answered=False))
 

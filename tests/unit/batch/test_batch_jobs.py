@@ -102,6 +102,7 @@ async def test_line_too_long_for_the_queue_fails_at_once(tmp_path: Path) -> None
     assert len(await desk.queued()) == 1
     results = {each.name: json.loads(each.line) async for each in desk.jobs.results(JOB)}
     assert {name: each["response"]["status_code"] for name, each in results.items()} == {"id:b": 413, "line:3": 400}
+    assert results["id:b"]["response"]["body"]["error"]["message"].startswith("line 2 is too long for the queue: ")
     assert ((await desk.job()).num_failed, (await desk.job()).num_left) == (2, 1)
 
 
