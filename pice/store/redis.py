@@ -24,7 +24,7 @@ from pice.store import redis_scripts as scripts
 from pice.store.base import Counted
 from pice.store.redis_clock import RedisClock
 from pice.store.redis_due import RedisDue
-from pice.store.redis_events import RedisNotices, follow
+from pice.store.redis_events import AGAIN, RedisNotices, follow
 from pice.store.redis_keys import RedisKeys
 from pice.store.redis_record import paired, record_of, sealed_fields, site_name
 from pice.store.redis_sites import RedisSites
@@ -144,9 +144,9 @@ class RedisStore:
         return record_of(paired(fields)) if fields else None
 
     async def wanted(self, request_id: str, attempt: int, index: int) -> bool:
-        key = self._keys.shard(request_id).record(request_id)
-        known, closed, choice = await self._client.call("HMGET", key, "attempt", "closed", f"x:{index}")
-        return known is not None and int(known) == attempt and closed is None and choice is None
+        key = self._keys.shard(request_id).wanted(request_id)
+        known, choice = await self._client.call("HMGET", key, "attempt", f"x:{index}")
+        return known is not None and int(known) == attempt and choice is None
 
     async def set_due(self, request_id: str, at_s: float) -> None:
         await self._change(scripts.SET_DUE, request_id, request_id, at_s)
@@ -157,7 +157,7 @@ class RedisStore:
     async def emit(self, event: Event) -> None:
         shard, payload = self._keys.shard(event.request_id), encode(event)
         with self._unsure.saying(payload) as is_repeat:
-            words = (shard.record(event.request_id), event.attempt, payload, _MAX_EVENTS, int(is_repeat))
+            words = (shard.wanted(event.request_id), event.attempt, payload, _MAX_EVENTS, *(AGAIN if is_repeat else ()))
             await self._client.run(scripts.EMIT, (shard.events(event.request_id),), words)
 
     def follow(self, request_id: str, *, until_s: float) -> AsyncGenerator[Event, None]:

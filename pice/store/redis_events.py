@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 _BLOCK_S = 0.5
 _NUM_AT_ONCE = 256
 _FINAL = ("answered", "failed")
+AGAIN = ("again", "1")
+"""Field of an event that may stand among the latest already."""
+_NUM_LATEST = 256
 
 
 async def follow(line: RedisLine, record: str, stream: str, left_s: Callable[[], float]) -> AsyncGenerator[Event, None]:
@@ -53,6 +56,7 @@ class _EventReader:
         self._record = record
         self._stream = stream
         self._after = b"0"
+        self._latest = deque[bytes](maxlen=_NUM_LATEST)
         self.is_over = False
 
     async def read(self, wait_s: float) -> list[Event]:
@@ -60,7 +64,7 @@ class _EventReader:
         entries = (await _read(self._line, {self._stream: self._after}, wait_s)).get(self._stream, [])
         events, is_over = list[Event](), not entries and not await self._line.call("EXISTS", self._record)
         for entry_id, fields in entries:
-            if (event := await self._final(entry_id) if b"final" in fields else _event(fields)) is None:
+            if (event := await self._final(entry_id) if b"final" in fields else self._event(fields)) is None:
                 continue
             events.append(event)
             if event.kind in _FINAL:
@@ -69,6 +73,14 @@ class _EventReader:
         self.is_over = is_over
         self._after = entries[-1][0] if entries else self._after
         return events
+
+    def _event(self, fields: Fields) -> Event | None:
+        """An event that was not seen yet."""
+        payload = fields.get(b"event", b"")
+        if b"again" in fields and payload in self._latest:
+            return None
+        self._latest.append(payload)
+        return _decoded(payload)
 
     async def _final(self, entry_id: bytes) -> Event | None:
         """The last event of a request, if that is the one that stands there."""
@@ -113,9 +125,9 @@ def _entries(reply: Any) -> Iterator[tuple[bytes, Fields]]:
         yield entry_id, paired(fields)
 
 
-def _event(fields: Fields) -> Event | None:
+def _decoded(payload: bytes) -> Event | None:
     try:
-        event = decode_as(Event, fields.get(b"event", b""), max_bytes=MAX_BYTES)
+        event = decode_as(Event, payload, max_bytes=MAX_BYTES)
         if event.kind in _FINAL:
             raise DecodeError(f"expected an event of a request that goes on, got {event.kind}")
     except DecodeError as error:

@@ -37,9 +37,14 @@ class Shard:
         """Stream of a request's events."""
         return f"{self.tag}:events:{request_id}"
 
+    def wanted(self, request_id: str) -> str:
+        """Hash of an open request: its attempt, and which segments have their choice."""
+        return f"{self.tag}:wanted:{request_id}"
+
     def keys(self, request_id: str) -> tuple[str, ...]:
         """KEYS of the scripts that change a request, in their order."""
-        return (self.record(request_id), self.events(request_id), self.due, self.news, self.wake)
+        own = (self.record(request_id), self.wanted(request_id), self.events(request_id))
+        return (*own, self.due, self.news, self.wake)
 
 
 class RedisKeys:

@@ -1,6 +1,6 @@
 """What Redis runs as one change each. Times are its own clock's, in seconds.
 
-KEYS of a request's scripts are those of `Shard.keys`: record, events, due, news, wake. A record is a hash of
+KEYS of a request's scripts are those of `Shard.keys`: record, wanted, events, due, news, wake. A record is a hash of
 
     request opened deadline attempt begun    as of `pice.core.Record`
     plan  sealed sketch num_segments ...     of the current attempt
@@ -12,15 +12,14 @@ KEYS of a request's scripts are those of `Shard.keys`: record, events, due, news
     next                                     the number of the latest placement or candidate
     closed outcome final                     when and how it ended, and which event says so
 
-`EMIT` is given the record's name beside KEYS: Redis wants the right to write for every key that is declared, and a
-site may only read records (docs/redis-acl.md). Redis refuses a script as a whole when its memory is full, except those
-that let requests end or sites be known.
+While a request is open, `wanted` has its attempt and a field x:INDEX for each segment with a choice. It is all that a
+site may read (docs/redis-acl.md), and `EMIT` is given its name beside KEYS: Redis asks for the right to write whatever
+is declared. A full Redis refuses a script as a whole, except those that let requests end or sites be known.
 """
 
 from pice.redis_client import Script
 
-_OF_A_REQUEST = "local record, events, due, news, wake = unpack(KEYS)\n"
-_OF_EVENTS = "local record, events = ARGV[1], KEYS[1]\n"
+_NAMED = "local record, wanted, events, due, news, wake = unpack(KEYS)\n"
 
 _SHARED = """
 local function now()
@@ -53,26 +52,19 @@ local function tell(id, attempt, index)
   redis.call('XADD', news, 'MAXLEN', '~', 1024, '*', 'id', id, 'attempt', attempt, 'index', index)
   redis.call('PEXPIRE', news, 600000)
 end
-local function add_event(name, value, max_events)
-  local id = redis.call('XADD', events, 'MAXLEN', '~', max_events, '*', name, value)
-  if redis.call('PTTL', events) < 0 then
-    redis.call('PEXPIREAT', events, redis.call('PEXPIRETIME', record))
-  end
-  return id
-end
 local function numbered(value)
   return string.format('%010d', redis.call('HINCRBY', record, 'next', 1)) .. value
 end
 """
 
 
-def _script(body: str, keys: str = _OF_A_REQUEST) -> Script:
-    return Script(f"#!lua\n{keys}{_SHARED}{body}")
+def _script(body: str) -> Script:
+    return Script(f"#!lua\n{_NAMED}{_SHARED}{body}")
 
 
 def _ending(body: str) -> Script:
     """A script that may take the little it needs of a full memory, since it lets memory be freed."""
-    return Script(f"#!lua flags=allow-oom\n{_OF_A_REQUEST}{_SHARED}{body}")
+    return Script(f"#!lua flags=allow-oom\n{_NAMED}{_SHARED}{body}")
 
 
 RESERVE = _script("""
@@ -95,7 +87,8 @@ if redis.call('EXISTS', record) == 1 then return 'ended' end
 local at = now()
 local deadline = at + ARGV[3]
 redis.call('HSET', record, 'request', ARGV[2], 'opened', seconds(at), 'deadline', seconds(deadline), 'attempt', 0)
-redis.call('PEXPIREAT', record, milliseconds(deadline + ARGV[4]))
+redis.call('HSET', wanted, 'attempt', 0)
+for _, key in ipairs({record, wanted}) do redis.call('PEXPIREAT', key, milliseconds(deadline + ARGV[4])) end
 set_due(ARGV[1], deadline)
 keep_until(due, deadline + ARGV[4])
 return 'opened'
@@ -107,10 +100,12 @@ BEGIN = _script("""
 local old = redis.call('HMGET', record, 'attempt', 'closed', 'sealed', 'request', 'opened', 'deadline', 'begun')
 if not old[1] or old[2] or old[3] then return {} end
 local expires = redis.call('PEXPIRETIME', record)
-redis.call('DEL', record)
-redis.call('HSET', record, 'attempt', string.format('%d', old[1] + 1), 'request', old[4], 'opened', old[5],
-  'deadline', old[6], 'begun', old[7] or seconds(now()))
-redis.call('PEXPIREAT', record, expires)
+local attempt = string.format('%d', old[1] + 1)
+redis.call('DEL', record, wanted)
+redis.call('HSET', record, 'attempt', attempt, 'request', old[4], 'opened', old[5], 'deadline', old[6],
+  'begun', old[7] or seconds(now()))
+redis.call('HSET', wanted, 'attempt', attempt)
+for _, key in ipairs({record, wanted}) do redis.call('PEXPIREAT', key, expires) end
 if old[1] ~= '0' then tell(ARGV[1], old[1], '') end
 return redis.call('HGETALL', record)
 """)
@@ -170,6 +165,7 @@ if not is_open(ARGV[2]) or redis.call('HEXISTS', record, 's:' .. ARGV[3]) == 0 t
 local known = redis.call('HGET', record, 'x:' .. ARGV[3])
 if known then return known == ARGV[4] and 1 or 0 end
 redis.call('HSET', record, 'x:' .. ARGV[3], ARGV[4])
+redis.call('HSET', wanted, 'x:' .. ARGV[3], 1)
 if tonumber(redis.call('HGET', record, 'n:' .. ARGV[3]) or 0) > 1 then tell(ARGV[1], ARGV[2], ARGV[3]) end
 return 1
 """)
@@ -179,7 +175,9 @@ CLOSE = _ending("""
 if not is_open('') then return 'ended' end
 if not is_open(ARGV[2]) then return 'fenced' end
 local at = now()
-redis.call('HSET', record, 'closed', seconds(at), 'outcome', ARGV[3], 'final', add_event('final', '1', ARGV[5]))
+redis.call('HSET', record, 'closed', seconds(at), 'outcome', ARGV[3],
+  'final', redis.call('XADD', events, 'MAXLEN', '~', ARGV[5], '*', 'final', 1))
+redis.call('DEL', wanted)
 redis.call('PEXPIREAT', record, milliseconds(at + ARGV[4]))
 redis.call('PEXPIREAT', events, milliseconds(at + ARGV[4]))
 redis.call('ZREM', due, ARGV[1])
@@ -188,17 +186,12 @@ return 'closed'
 """)
 """id, attempt or nothing, outcome, seconds it is kept, most events -> closed, ended (or unknown) or fenced."""
 
-EMIT = _script(
-    """
-if not is_open(ARGV[2]) then return end
-for _, entry in ipairs(ARGV[5] == '1' and redis.call('XREVRANGE', events, '+', '-', 'COUNT', 512) or {}) do
-  if entry[2][2] == ARGV[3] then return end
-end
-add_event('event', ARGV[3], ARGV[4])
-""",
-    _OF_EVENTS,
-)
-"""KEYS events; record, attempt, event, most events, 1 to leave it at that if it is among the latest already."""
+EMIT = _script("""
+if redis.call('HGET', ARGV[1], 'attempt') ~= ARGV[2] then return end
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[4], '*', 'event', ARGV[3], unpack(ARGV, 5))
+redis.call('PEXPIREAT', KEYS[1], redis.call('PEXPIRETIME', ARGV[1]))
+""")
+"""KEYS events; wanted, attempt, event, most events, then more fields."""
 
 SET_DUE = _ending("""
 if not is_open('') then return end

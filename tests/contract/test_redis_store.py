@@ -308,7 +308,7 @@ async def test_keys_of_a_finished_and_of_an_abandoned_request_expire() -> None:
         await store.open(Request("abandoned", MESSAGES, timeout_s=0.05))
         await placed(store)
         await store.emit(Event("r1", "sketch_text", 0.0, 1, text="a"))
-        assert len([key for key in await prefix_keys(store) if b":r1" in key]) == 2
+        assert len([key for key in await prefix_keys(store) if b":r1" in key]) == 3
         await store.close_request("r1", 1, answer())
         async with asyncio.timeout(10):
             while any(b":r1" in key or b":abandoned" in key for key in await prefix_keys(store)):
