@@ -32,7 +32,7 @@ from pice.store.base import Counted
 Registry = CollectorRegistry
 """What `serve_health` shows."""
 
-_TIMES_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
+_TIMES_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 30, 60, 120, 300)
 _NUM_TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _AT_MODEL = ("site", "model")
 
@@ -106,9 +106,9 @@ class PrometheusTelemetry(Telemetry):
         self._gauges.outstanding.labels(*at).set_function(lambda: load.num_outstanding)
         self._gauges.backlog.labels(*at).set_function(lambda: load.backlog_tokens)
 
-    def watch_requests(self, count: Callable[[], int]) -> None:
-        """Shows how many requests this process works on."""
-        self._gauges.in_hand.set_function(count)
+    def watch_requests(self, node: str, count: Callable[[], int]) -> None:
+        """Shows how many requests a node of this process works on; a later count for the same takes its place."""
+        self._gauges.in_hand.labels(node).set_function(count)
 
     def lease_held(self, site: str, *, held: bool) -> None:
         """Shows whether this process holds a site's lease."""
@@ -120,8 +120,7 @@ class PrometheusTelemetry(Telemetry):
     def _answered(self, answer: Answer) -> None:
         mode, times, usage = answer.mode, answer.times, answer.usage
         self._counts.closed.labels(mode, "answered").inc()
-        if answer.degraded:
-            self._counts.degraded.labels(mode).inc()
+        self._counts.degraded.labels(mode).inc(bool(answer.degraded))
         _observe(self._times.e2e.labels(mode), times.e2e_s)
         _observe(self._times.request_queue.labels(mode), times.queue_s)
         if times.ttft_s:
@@ -202,7 +201,7 @@ class _Gauges:
 
         self.outstanding = gauge("outstanding_generations", "Generations queued or running here.", *_AT_MODEL)
         self.backlog = gauge("backlog_tokens", "Tokens they have still to write.", *_AT_MODEL)
-        self.in_hand = gauge("requests_in_hand", "Requests that this process works on.")
+        self.in_hand = gauge("requests_in_hand", "Requests that a node here works on.", "node")
         self.lease_held = gauge("lease_held", "1 where this process holds the site's lease.", "site")
 
 

@@ -124,7 +124,7 @@ def test_answer_is_counted_with_its_times_and_tokens(telemetry: PrometheusTeleme
 def test_direct_answer_has_no_sketch_and_is_not_degraded(telemetry: PrometheusTelemetry) -> None:
     telemetry.closed(replace(ANSWER, mode="cloud", degraded=(), times=Times(ttft_s=0.3, e2e_s=2.0)))
     assert value(telemetry, "pice_sketch_seconds_count") == 0
-    assert value(telemetry, "pice_answers_degraded_total", mode="cloud") is None
+    assert value(telemetry, "pice_answers_degraded_total", mode="cloud") == 0
 
 
 def test_failure_is_counted_by_its_code(telemetry: PrometheusTelemetry) -> None:
@@ -154,11 +154,11 @@ def test_load_is_shown_as_it_is_and_a_later_one_takes_its_place(telemetry: Prome
 
 def test_lease_and_requests_in_hand_are_shown(telemetry: PrometheusTelemetry) -> None:
     in_hand = ["r-1", "r-2"]
-    telemetry.watch_requests(lambda: len(in_hand))
+    telemetry.watch_requests("cloud", lambda: len(in_hand))
     telemetry.lease_held("paris", held=True)
     telemetry.lease_held("lyon", held=True)
     telemetry.lease_held("lyon", held=False)
-    assert value(telemetry, "pice_requests_in_hand") == 2
+    assert value(telemetry, "pice_requests_in_hand", node="cloud") == 2
     assert value(telemetry, "pice_lease_held", site="paris") == 1
     assert value(telemetry, "pice_lease_held", site="lyon") == 0
 

@@ -46,7 +46,7 @@ def shipped() -> dict[str, tuple[str, set[str]]]:
     telemetry.retried("pice.requests")
     telemetry.buried("pice.requests")
     telemetry.watch_load("paris", "small", Load())
-    telemetry.watch_requests(lambda: 1)
+    telemetry.watch_requests("cloud", lambda: 1)
     telemetry.lease_held("paris", held=True)
     health.up("kafka")
     with health_metrics(telemetry.registry, health):
