@@ -1,5 +1,7 @@
 """The producer: opens a request, publishes it, and follows it to its end."""
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from math import inf
@@ -24,6 +26,10 @@ from pice.transport.base import REQUESTS, Transport
 _GRACE_S = 5.0
 """How long past its deadline a request is waited for, before the client itself says that it is late."""
 _CLOSED = "the pipeline is closed"
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+
+log = logging.getLogger(__name__)
 
 
 class Client:
@@ -97,8 +103,7 @@ class Client:
                 self._open.add(request.request_id)
             elif not await self._waits_to_begin(request.request_id):
                 return False
-            trace = headers(request.request_id, REQUESTS)
-            await self._transport.publish(REQUESTS, payload, key=request.request_id, headers=trace)
+            await self._publish(request, payload)
         except TransportError as error:
             self._open.discard(request.request_id)
             if is_ours:
@@ -107,6 +112,21 @@ class Client:
                 raise Overloaded(str(error), retry_after_s=error.retry_after_s) from error
             raise
         return is_ours
+
+    async def _publish(self, request: Request, payload: bytes) -> None:
+        """Tries again while the queue is away, as long as the request has time."""
+        clock, pause_s = asyncio.get_running_loop().time, _FIRST_PAUSE_S
+        until_s = clock() + request.timeout_s
+        key, trace = request.request_id, headers(request.request_id, REQUESTS)
+        while True:
+            try:
+                return await self._transport.publish(REQUESTS, payload, key=key, headers=trace)
+            except TransportError as error:
+                if isinstance(error, Full) or not error.retriable or self._closed or clock() + pause_s > until_s:
+                    raise
+                log.warning("request %s waits to be published: %s", key, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _waits_to_begin(self, request_id: str) -> bool:
         """Whether a request that is known was perhaps never published: whoever opened it may have died before, or

@@ -101,6 +101,39 @@ async def test_request_too_large_for_the_queue_is_refused_and_ended(stage: Stage
     assert (await stage.failure()).code == "message_too_large"
 
 
+class AwayTransport(MemoryTransport):
+    """Refuses so many messages before it takes one."""
+
+    def __init__(self, num_refused: int) -> None:
+        super().__init__()
+        self.num_refused = num_refused
+
+    async def publish(self, topic: str, payload: bytes, **options: Any) -> None:
+        if self.num_refused:
+            self.num_refused -= 1
+            raise TransportError("nobody answers")
+        await super().publish(topic, payload, **options)
+
+
+async def test_request_waits_for_a_queue_that_is_away(stage: Stage) -> None:
+    stage.transport = AwayTransport(4)
+    stage.cloud(ScriptedEngine("big", ANSWER))
+    assert (await stage.client.ask(a_request())).text == "The moon pulls."
+
+
+async def test_request_whose_queue_stays_away_ends_as_its_time_does(stage: Stage) -> None:
+    stage.transport = AwayTransport(1000)
+    with pytest.raises(TransportError):
+        await stage.client.ask(a_request())
+    assert (await stage.failure()).code == "transport_error"
+
+
+async def test_known_request_that_nothing_has_begun_is_published_again(stage: Stage) -> None:
+    assert await stage.store.open(a_request())
+    stage.cloud(ScriptedEngine("big", ANSWER))
+    assert (await stage.client.ask(a_request())).text == "The moon pulls."
+
+
 async def test_request_asked_twice_is_followed_and_not_run_twice(stage: Stage) -> None:
     engine = ScriptedEngine("big", ANSWER)
     stage.cloud(engine)

@@ -18,8 +18,10 @@ class Told:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, ...]] = []
+        self.is_told = asyncio.Event()
 
     def down(self, name: str, cause: str) -> None:
+        self.is_told.set()
         self.events.append(("down", name, cause))
 
     def up(self, name: str) -> None:
@@ -163,8 +165,7 @@ async def test_outage_that_nobody_waits_for_any_more_counts_as_over() -> None:
     told, port = Told(), Port(*[GONE] * 1000)
     waiting = asyncio.create_task(patient(port, "redis", Patience(told, asyncio.Event())).publish("t", b""))
     async with asyncio.timeout(5):
-        while not told.events:
-            await asyncio.sleep(0)
+        await told.is_told.wait()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     assert told.events[0] == ("down", "redis", str(GONE))
