@@ -81,7 +81,7 @@ def remove(name: NameArgument, config: ConfigOption = None, override: SetOption 
     """Forget a site. Refused while a process serves it: drain it, wait until it has nothing outstanding, stop it.
 
     Its partition may be given to another site, which puts aside what stands there unread; the requests go on without,
-    or elsewhere. The partition itself stays.
+    or elsewhere. The partition itself stays. A process that still stands by for the site registers it again.
     """
 
     async def body(sites: Sites, _: Shutdown) -> int:

@@ -1,6 +1,10 @@
 """`pice sites` on a real Redis."""
 
 import asyncio
+import os
+import pty
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -9,6 +13,7 @@ import orjson
 import pytest
 from typer.testing import CliRunner, Result
 
+from pice.cli.session import INTERRUPTED
 from pice.cli.sites import commands
 from pice.core import Curve, ModelState, SiteState
 from pice.errors import InputError, TransportError
@@ -16,6 +21,7 @@ from pice.redis_client import RedisClient, connect_redis
 from pice.registry.redis import RedisRegistry
 from pice.store.redis import RedisStore
 from tests.brokers import redis_url
+from tests.system.command import COMMAND, environment, killed_at_the_deadline
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,10 +57,13 @@ async def _keys(client: RedisClient, prefix: str) -> list[bytes]:
     return found
 
 
+def options(prefix: str, url: str = "") -> list[str]:
+    config = ["--config", str(ROOT / "config" / "emulated.toml"), "--set", f"redis.prefix={prefix}"]
+    return [*config, "--set", "kafka.bootstrap_servers=127.0.0.1:1", "--set", f"redis.url={url or redis_url()}"]
+
+
 def pice_sites(prefix: str, *words: str, url: str = "") -> Result:
-    config = ("--config", str(ROOT / "config" / "emulated.toml"))
-    brokers = ("--set", "kafka.bootstrap_servers=127.0.0.1:1", "--set", f"redis.url={url or redis_url()}")
-    return CliRunner().invoke(commands, [*words, *config, *brokers, "--set", f"redis.prefix={prefix}"])
+    return CliRunner().invoke(commands, [*words, *options(prefix, url)])
 
 
 def shown(prefix: str) -> dict[str, dict[str, object]]:
@@ -111,6 +120,27 @@ def test_site_is_removed_unless_a_process_serves_it(prefix: str) -> None:
 def test_unknown_site_and_a_redis_that_is_not_there_are_errors(prefix: str) -> None:
     assert isinstance(pice_sites(prefix, "drain", "oslo").exception, InputError)
     assert isinstance(pice_sites(prefix, url="redis://127.0.0.1:1/0").exception, TransportError)
+
+
+def test_watching_draws_what_changes_until_it_is_interrupted(prefix: str) -> None:
+    ours, theirs = pty.openpty()
+    command, env = [*COMMAND, "sites", "--watch", *options(prefix)], environment() | {"TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    with killed_at_the_deadline(process):
+        _read_until(ours, b"host.1")
+        assert pice_sites(prefix, "drain", "paris").exit_code == 0
+        _read_until(ours, b"draining")
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == INTERRUPTED
+    os.close(ours)
+
+
+def _read_until(terminal: int, text: bytes) -> None:
+    """Fails when the terminal is closed before."""
+    seen = b""
+    while text not in seen:
+        seen += os.read(terminal, 65_536)
 
 
 def test_watching_needs_a_terminal(prefix: str) -> None:
