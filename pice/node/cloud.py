@@ -105,7 +105,7 @@ class CloudNode:
             for task in watching:
                 task.cancel()
 
-    async def _serve(self, subscription: Subscription, inflight: InFlight, delivery: Delivery) -> None:
+    async def _serve(self, subscription: Subscription, inflight: InFlight, delivery: Delivery) -> float | None:
         context.request_id.set(delivery.key)
         try:
             request = decode_as(Request, delivery.payload)
@@ -114,20 +114,20 @@ class CloudNode:
         except DecodeError as error:
             await bury(self._transport, delivery, str(error), self._telemetry)
             await subscription.ack(delivery)
-            return
+            return None
         if record is None:
             await subscription.ack(delivery)
-            return
+            return None
         task = asyncio.current_task()
         assert task is not None
         work = Work(request.request_id, record.attempt, -1, delivery, task.cancel)
         inflight.add(work)
         try:
-            await self._attempt(subscription, delivery, record)
+            return await self._attempt(subscription, delivery, record)
         finally:
             inflight.remove(work)
 
-    async def _attempt(self, subscription: Subscription, delivery: Delivery, record: Record) -> None:
+    async def _attempt(self, subscription: Subscription, delivery: Delivery, record: Record) -> float | None:
         request_id = record.request.request_id
         try:
             check_deliveries(delivery, self._policy.max_deliveries)
@@ -135,9 +135,7 @@ class CloudNode:
         except PiceError as error:
             if error.retriable and delivery.num_deliveries < self._policy.max_deliveries:
                 log.warning("request %s attempt %d will be tried again: %s", request_id, record.attempt, error)
-                await subscription.release(delivery, delay_s=backoff_s(delivery.num_deliveries))
-                self._telemetry.retried(delivery.topic)
-                return
+                return backoff_s(delivery.num_deliveries)
             log.warning("request %s failed: %s", request_id, error)
             if delivery.num_deliveries >= self._policy.max_deliveries:
                 reason = f"failed {delivery.num_deliveries} times: {error}"
@@ -146,6 +144,7 @@ class CloudNode:
             if await self._store.close_request(request_id, record.attempt, failure):
                 self._telemetry.closed(failure)
         await subscription.ack(delivery)
+        return None
 
     async def _answer(self, record: Record) -> None:
         request = record.request

@@ -13,6 +13,9 @@ from pice.transport.base import Delivery, Subscription
 log = logging.getLogger(__name__)
 
 Handle = Callable[[Delivery], Coroutine[Any, Any, None]]
+Attempt = Callable[[Delivery], Coroutine[Any, Any, float | None]]
+"""What is done about a delivery; may be made again. None when all is done, or how long it shall rest before it is
+delivered again."""
 
 _MAX_TRIES = 10
 """Of one delivery where queue or store are away: about half a minute."""
@@ -53,23 +56,27 @@ async def drain(running: set[asyncio.Task[None]], drain_s: float) -> None:
             task.cancel()
 
 
-async def insist(subscription: Subscription, delivery: Delivery, handle: Handle, telemetry: Telemetry) -> None:
-    """Runs `handle` again and again while queue or store let it down, and then gives the delivery back to rest: it may
-    be that nothing but this one message meets the error. `handle` is one that may be repeated.
+async def insist(subscription: Subscription, delivery: Delivery, attempt: Attempt, telemetry: Telemetry) -> None:
+    """Makes an attempt at a delivery, again and again while queue or store let it down. Gives the delivery back when
+    the attempt says so, or was let down too often: it may be that nothing but this one message meets the error.
 
     Raises:
-        TransportError: it could not be given back.
+        TransportError: it could not be given back, or perhaps it was; then it must not be worked on any more.
     """
+    rest_s = await _until_done(delivery, attempt)
+    if rest_s is not None:
+        await subscription.release(delivery, delay_s=rest_s)
+        telemetry.retried(delivery.topic)
+
+
+async def _until_done(delivery: Delivery, attempt: Attempt) -> float | None:
     for num_tries in range(1, _MAX_TRIES + 1):
         try:
-            await handle(delivery)
+            return await attempt(delivery)
         except TransportError as error:
             log.warning("%s %d/%d: %s; try %d", delivery.topic, delivery.partition, delivery.position, error, num_tries)
             await asyncio.sleep(backoff_s(num_tries))
-        else:
-            return
-    await subscription.release(delivery, delay_s=backoff_s(_MAX_TRIES))
-    telemetry.retried(delivery.topic)
+    return backoff_s(_MAX_TRIES)
 
 
 @contextmanager

@@ -147,15 +147,19 @@ class EdgeNode:
             delivery = await shift.subscription.receive()
             await insist(shift.subscription, delivery, partial(self._take, shift), self._telemetry)
 
-    async def _take(self, shift: _Shift, delivery: Delivery) -> None:
+    async def _take(self, shift: _Shift, delivery: Delivery) -> float | None:
         context.request_id.set(delivery.key)
-        if (segment := await self._accept(shift.subscription, delivery)) is not None:
-            model = self._models[segment.model]
-            share = model.load.add(round(segment.words * TOKENS_PER_WORD))
-            expansion = Expansion(segment, delivery, share, asyncio.get_running_loop().time())
-            shift.inflight.add(expansion.work())
-            model.waiting.push(expansion, words=segment.words, deadline_s=segment.deadline_s)
-            self._fill(shift, model)
+        if (segment := await self._accept(shift.subscription, delivery)) is None:
+            return None
+        if (model := self._models.get(segment.model)) is None:
+            error = f"site has no model {shown(segment.model)}, only {', '.join(self._models)}"
+            return await self._fail(shift.subscription, delivery, segment, error)
+        share = model.load.add(round(segment.words * TOKENS_PER_WORD))
+        expansion = Expansion(segment, delivery, share, asyncio.get_running_loop().time())
+        shift.inflight.add(expansion.work())
+        model.waiting.push(expansion, words=segment.words, deadline_s=segment.deadline_s)
+        self._fill(shift, model)
+        return None
 
     async def _accept(self, subscription: Subscription, delivery: Delivery) -> Segment | None:
         """The segment, if it is one, is for this site and is still wanted; else it is put aside or dropped."""
@@ -170,10 +174,6 @@ class EdgeNode:
             return None
         if not await self._store.wanted(segment.request_id, segment.attempt, segment.index):
             await subscription.ack(delivery)
-            return None
-        if segment.model not in self._models:
-            known = ", ".join(self._models)
-            await self._fail(subscription, delivery, segment, f"site has no model {shown(segment.model)}, only {known}")
             return None
         return segment
 
@@ -199,7 +199,7 @@ class EdgeNode:
             shift.inflight.remove(expansion.work())
             self._has_room.set()
 
-        work = partial(self._expand, model, expansion, shift.subscription)
+        work = partial(self._expand, model, expansion, shift)
         task = shift.tasks.create_task(insist(shift.subscription, expansion.delivery, work, self._telemetry))
         task.add_done_callback(finished)
         expansion.task = task
@@ -212,13 +212,13 @@ class EdgeNode:
             while len(model.waiting):
                 model.waiting.pop().share.end()
 
-    async def _expand(self, model: Model, expansion: Expansion, subscription: Subscription, delivery: Delivery) -> None:
+    async def _expand(self, model: Model, expansion: Expansion, shift: _Shift, delivery: Delivery) -> float | None:
         """Publishes the candidate, and only then acknowledges the segment (P2)."""
-        segment = expansion.segment
+        segment, subscription = expansion.segment, shift.subscription
         context.request_id.set(segment.request_id)
         if await self._is_over(segment):
             await subscription.ack(delivery)
-            return
+            return None
         try:
             check_deliveries(delivery, self._policy.max_deliveries)
             site, interval_s = self._address.site, self._policy.text_interval_s
@@ -226,11 +226,10 @@ class EdgeNode:
         except PiceError as error:
             if error.retriable and delivery.num_deliveries < self._policy.max_deliveries:
                 log.info("segment %s/%d will be tried again: %s", segment.request_id, segment.index, error)
-                await self._retry(subscription, delivery)
-            else:
-                await self._fail(subscription, delivery, segment, str(error))
-            return
+                return backoff_s(delivery.num_deliveries)
+            return await self._fail(subscription, delivery, segment, str(error))
         await subscription.ack(delivery)
+        return None
 
     async def _is_over(self, segment: Segment) -> bool:
         """Its time has passed, and the store wants it no more: the clock as read here may be wrong."""
@@ -238,7 +237,7 @@ class EdgeNode:
             return False
         return not await self._store.wanted(segment.request_id, segment.attempt, segment.index)
 
-    async def _fail(self, subscription: Subscription, delivery: Delivery, segment: Segment, error: str) -> None:
+    async def _fail(self, subscription: Subscription, delivery: Delivery, segment: Segment, error: str) -> float | None:
         """Says that there will be no candidate, so that the collector need not wait for one."""
         log.warning("segment %s/%d failed: %s", segment.request_id, segment.index, error)
         site = self._address.site
@@ -248,13 +247,9 @@ class EdgeNode:
         except MessageTooLarge as too_large:
             await bury(self._transport, delivery, f"{error}; {too_large}", self._telemetry)
         except TransportError:
-            await self._retry(subscription, delivery)
-            return
+            return backoff_s(delivery.num_deliveries)
         await subscription.ack(delivery)
-
-    async def _retry(self, subscription: Subscription, delivery: Delivery) -> None:
-        await subscription.release(delivery, delay_s=backoff_s(delivery.num_deliveries))
-        self._telemetry.retried(delivery.topic)
+        return None
 
     def _busy(self) -> tuple[ModelState, ...]:
         return tuple(model.load.state(model.engine.info) for model in self._models.values())

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from pice.core import CLOUD_SITE, Curve
-from pice.errors import DecodeError, TransportError
+from pice.errors import DecodeError, EngineUnavailable, TransportError
 from pice.node.consume import bare_transport_errors
 from pice.node.load import Load
 from pice.store.base import Unwanted
@@ -314,6 +314,26 @@ async def test_candidates_are_counted_by_the_next_run_of_a_collector_that_lost_t
     await break_off(stage, node, away, CANDIDATES)
     again(stage, node)
     assert (await stage.answer()).text == GOOD
+
+
+@pytest.mark.parametrize("kind", ["cloud", "edge"])
+async def test_delivery_that_was_perhaps_given_back_is_not_worked_on_any_more(
+    stage: Stage, work: Work, kind: str
+) -> None:
+    """Another may have it by now, and it must not be acknowledged for that one."""
+    engine = ScriptedEngine("big" if kind == "cloud" else "small", Script(TEXT))
+    engine.down = EngineUnavailable("the model is being reloaded")
+    start = {"cloud": lambda: stage.cloud(engine), "edge": lambda: stage.edge("paris", engine)}[kind]
+    node, away = started(stage, start, "release")
+    stage.running.remove(node)
+    await (stage.submit(a_request()) if kind == "cloud" else work.send())
+    with pytest.raises(TransportError, match="away"):
+        await node.task
+    away.names.clear()
+    engine.down = None
+    again(stage, node)
+    text = (await stage.answer()).text if kind == "cloud" else (await work.receive()).text
+    assert text == TEXT
 
 
 async def break_off(stage: Stage, node: Running, away: Away, topic: str) -> None:
