@@ -84,7 +84,8 @@ local holder = holder_of(KEYS[1])
 if holder ~= '' then return {0, holder} end
 local known = redis.call('HMGET', KEYS[1], 'pool', 'partition')
 if not known[1] then return {0, ''} end
-redis.call('HDEL', ARGV[2] .. known[1], known[2])
+local pool = ARGV[2] .. known[1]
+if redis.call('HGET', pool, known[2] or '') == ARGV[1] then redis.call('HDEL', pool, known[2]) end
 redis.call('HDEL', KEYS[1], 'pool', 'partition', 'draining', 'holder', 'until', 'lease')
 redis.call('SREM', KEYS[2], ARGV[1])
 return {1, ''}

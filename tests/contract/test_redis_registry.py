@@ -119,6 +119,16 @@ async def test_junk_that_a_site_writes_of_itself_does_not_hide_the_others(regist
     assert rome.partition == 1
 
 
+async def test_site_that_claims_the_partition_of_another_takes_it_from_nobody(registries: list[RedisRegistry]) -> None:
+    registry = registries[0]
+    for name in ("paris", "rome"):
+        await registry.register(name, "main")
+    await registry._client.call("HSET", "pice:{sites}:site:paris", "partition", 1)
+    assert await registry.remove("paris")
+    assert await registry.register("oslo", "main") == 2
+    assert await registry.register("rome", "main") == 1
+
+
 async def test_removed_site_leaves_its_token_alone(registries: list[RedisRegistry]) -> None:
     registry = registries[0]
     await registry.register("paris", "main")
