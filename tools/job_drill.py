@@ -37,6 +37,8 @@ CONFIG = ROOT / "bench" / "drill.toml"
 READY_WITHIN_S = 60.0
 ENDED_WITHIN_S = 900.0
 LOOK_EVERY_S = 0.2
+AT_ONCE = 32
+"""Lines that one collector asks at once."""
 SERVICES = {
     "cloud": ("cloud",),
     "collector": ("collector",),
@@ -112,6 +114,7 @@ async def deployed(folder: Path, addresses: dict[str, str], num_lines: int) -> A
         f"kafka.prefix={prefix}.",
         f"redis.url={addresses['PICE_REDIS']}",
         f"redis.prefix={prefix}",
+        f"jobs.max_inflight={AT_ONCE}",
     ]
     async with AsyncExitStack() as stack:
         drill = Drill(folder, overrides, num_lines)
