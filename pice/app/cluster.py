@@ -67,6 +67,7 @@ async def open_ports(settings: Settings, patience: Patience | None = None) -> As
         store = RedisStore(
             client, prefix=redis.prefix, max_open=limits.max_open_requests, record_ttl_s=limits.record_ttl_s
         )
+        stack.push_async_callback(store.close)
         await reached("redis", store.start)
         options = kafka_options(kafka, limits.max_message_bytes)
         queue = KafkaTransport(options)

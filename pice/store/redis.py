@@ -1,5 +1,6 @@
 """Records, events and sites in Redis: the store of services in several processes."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ class RedisStore:
         self._max_open = max_open
         self._ttl_s = record_ttl_s
         self._is_closed = False
+        self._closing = set[asyncio.Future[bool]]()
 
     async def start(self) -> None:
         """Reads Redis's clock, which `now` then tells. May be called again."""
@@ -132,12 +134,24 @@ class RedisStore:
         return bool(await self._change(scripts.CHOOSE, request_id, request_id, attempt, span.index, encode(span)))
 
     async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
+        """Ends the request wholly, also where the caller is cancelled on the way: the news of it may do that."""
+        closing = asyncio.ensure_future(self._close_request(request_id, attempt, outcome))
+        self._closing.add(closing)
+        closing.add_done_callback(self._forget_closing)
+        return await asyncio.shield(closing)
+
+    async def _close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
         fence: Word = "" if attempt is None else attempt
         words = (request_id, fence, encode(outcome), self._ttl_s, _MAX_EVENTS)
         ended: bytes = await self._change(scripts.CLOSE, request_id, *words)
         if ended != b"fenced":
             await self._give_back(request_id)
         return ended == b"closed"
+
+    def _forget_closing(self, closing: "asyncio.Future[bool]") -> None:
+        self._closing.discard(closing)
+        if not closing.cancelled():
+            closing.exception()  # told to the caller, if there still is one
 
     async def record(self, request_id: str) -> Record | None:
         fields = await self._client.call("HGETALL", self._keys.shard(request_id).record(request_id))
@@ -183,6 +197,7 @@ class RedisStore:
     async def close(self) -> None:
         """Ends what follows events."""
         self._is_closed = True
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def _change(self, script: Script, request_id: str, *words: Word) -> Any:
         return await self._client.run(script, self._keys.shard(request_id).keys(request_id), words)

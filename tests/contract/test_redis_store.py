@@ -678,3 +678,27 @@ def test_what_is_no_record_is_undecodable() -> None:
             record_of(fields)
     with pytest.raises(DecodeError, match="got a Segment"):
         outcome_of(encode(segment()))
+
+
+async def test_request_whose_closer_is_cancelled_leaves_the_open_ones_all_the_same(
+    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = stores
+    reached, gate, give_back = asyncio.Event(), asyncio.Event(), store._give_back
+
+    async def late(request_id: str) -> None:
+        reached.set()
+        await gate.wait()
+        await give_back(request_id)
+
+    monkeypatch.setattr(store, "_give_back", late)
+    for request_id in ("r1", "r2"):
+        assert await store.open(replace(REQUEST, request_id=request_id))
+    closing = asyncio.create_task(store.close_request("r1", None, FAILURE))
+    async with asyncio.timeout(10):
+        await reached.wait()
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        gate.set()
+        await asyncio.gather(*store._closing)
+    assert await store.open(replace(REQUEST, request_id="r3"))

@@ -1,5 +1,8 @@
 """What a node knows of its own load, and of the sites."""
 
+import asyncio
+from collections.abc import Sequence
+
 import pytest
 
 from pice.core import SiteState
@@ -27,6 +30,29 @@ async def test_heartbeats_are_looked_at_no_more_often_than_they_may_change() -> 
         await news.refresh()
         await time_passes(0.5)
     assert store.times_asked == 2
+
+
+async def test_all_who_come_during_the_first_look_wait_for_it() -> None:
+    class Slow(Asked):
+        async def sites(self) -> list[SiteState]:
+            await asyncio.sleep(0.2)
+            return await super().sites()
+
+    class Sees(EarliestFinish):
+        has_seen = False
+
+        def see(self, sites: Sequence[SiteState]) -> None:
+            self.has_seen = True
+
+    store, planner = Slow(), Sees(PlanPolicy())
+    news = SiteNews(store, planner, max_age_s=1.0)
+
+    async def waits() -> bool:
+        await news.refresh()
+        return planner.has_seen
+
+    assert await asyncio.gather(waits(), waits(), waits()) == [True] * 3
+    assert store.times_asked == 1
 
 
 async def test_site_that_announces_itself_is_known_to_the_planner(stage: Stage) -> None:
