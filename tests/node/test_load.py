@@ -51,7 +51,7 @@ async def test_all_who_come_during_the_first_look_wait_for_it() -> None:
         await news.refresh()
         return planner.has_seen
 
-    assert await asyncio.gather(waits(), waits(), waits()) == [True] * 3
+    assert all(await asyncio.gather(waits(), waits(), waits()))
     assert store.times_asked == 1
 
 
