@@ -1,15 +1,18 @@
 """The services as users run them: each in a process of its own, or all of them in one."""
 
+import asyncio
 import json
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import pytest
 
+import pice
+from pice.core import Answer
 from tests.system.cluster import Cluster, Service, deployment, until
-from tests.system.command import COMMAND, ROOT, batch_line, environment, keys, killed_at_the_deadline
+from tests.system.command import COMMAND, ROOT, batch_line, curve, environment, keys, killed_at_the_deadline
 from tests.system.test_ask import QUESTION, check_record
 
 CLOUD, SITE_A, SITE_B, COLLECTOR = ("cloud",), ("edge", "--site", "a"), ("edge", "--site", "b"), ("collector",)
@@ -155,13 +158,29 @@ def test_service_asked_to_end_drains_and_no_request_under_way_is_lost(cluster: C
     cluster.services[:] = [*cluster.services[4:], *first]
 
 
-def test_all_services_run_in_one_process(tmp_path: Path) -> None:
-    with deployment(tmp_path) as alone:
-        service: Service = alone.start("up").ready()
+async def asked_and_stopped(cluster: Cluster, service: Service) -> Answer | None:
+    """The answer of the cloud model, at whose first text the service is asked to end."""
+    async with asyncio.timeout(60), pice.open(cluster.config, overrides=cluster.overrides) as pipeline:
+        async with aclosing(pipeline.stream(pipeline.new_request(QUESTION, mode="cloud"))) as events:
+            stopped = False
+            async for event in events:
+                if event.kind == "answer_text" and not stopped:
+                    service.stop()
+                    stopped = True
+        assert stopped
+        return event.answer
+
+
+def test_all_services_run_in_one_process_and_finish_what_was_begun_when_asked_to_end(tmp_path: Path) -> None:
+    """Nobody else is there who could take the second request, which takes some two seconds."""
+    with deployment(tmp_path, curve("big", 0.03).removeprefix("--set=")) as alone:
+        service = alone.start("up").ready()
         record = alone.json("ask", "--mode", "progressive", QUESTION)
         assert {span["site"] for span in record["spans"]} == {"a", "b"}
         assert service.total("pice_requests_closed_total", outcome="answered") == 1
-        service.stop()
+        answer = asyncio.run(asked_and_stopped(alone, service))
+        assert answer is not None
+        assert len(answer.text.split()) >= 60
         assert service.ended(within_s=DRAINED_WITHIN_S) == 0
         assert service.get("/livez").status == 0
         assert "Traceback" not in service.said()

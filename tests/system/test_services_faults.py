@@ -120,8 +120,10 @@ def test_service_waits_for_its_brokers_and_says_which_is_away(tmp_path: Path) ->
 
 
 def test_service_whose_redis_went_away_ends_when_asked(tmp_path: Path) -> None:
+    """It has nothing to finish, so it does not wait for as long as it may."""
     port = free_port()
-    with deployment(tmp_path, f"redis.url=redis://127.0.0.1:{port}/0") as own:
+    long = ("cloud.drain_s=600", "limits.drain_s=600")
+    with deployment(tmp_path, f"redis.url=redis://127.0.0.1:{port}/0", *long) as own:
         with own_redis(tmp_path, port):
             service = own.start("up").ready()
             until(lambda: all(site["status"] == "up" for site in own.json("sites")), "the sites are served")
