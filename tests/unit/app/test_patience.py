@@ -149,6 +149,17 @@ async def test_what_is_no_plain_call_goes_through_as_it_is(errors: Sequence[Pice
         assert [event async for event in port.follow()] == ["event"]
 
 
+async def test_what_nobody_waits_for_any_more_counts_as_back() -> None:
+    told, port = Told(), Port(*[GONE] * 1000)
+    held = patience(told)
+    waiting = [asyncio.ensure_future(patient(port, "redis", held).publish("topic", b"")) for _ in range(2)]
+    for one, events in zip(waiting, (["down"], ["up"]), strict=True):
+        await asyncio.sleep(60)
+        one.cancel()
+        await asyncio.wait([one])
+        assert [event[0] for event in told.events[-1:]] == events
+
+
 async def test_waiting_ends_when_it_is_cancelled() -> None:
     port = Port(*[GONE] * 1000)
     waiting = asyncio.ensure_future(patient(port, "redis", patience()).publish("topic", b""))

@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pice.app.nodes import Run
 from pice.app.roles import Roles
-from pice.app.services import _Deployment, _sites_of, _unless_stopped
+from pice.app.services import _Deployment, _drain_s, _run, _sites_of, _unless_stopped
 from pice.config import load_settings
 from pice.errors import ConfigError, TransportError
+from pice.loop import Shutdown
 from pice.message.signing import site_key
 from pice.service.health import Health
 
@@ -62,10 +65,10 @@ def test_process_starts_the_engines_of_what_it_serves_alone(roles: Roles, sites:
     assert _sites_of(roles) == sites
 
 
-def deployment(roles: Roles, *overrides: str, health: Health | None = None) -> _Deployment:
-    """Services on nothing."""
-    nothing: Any = None
-    return _Deployment(load_settings(CONFIG, overrides, environ={}), roles, nothing, {}, health or Health(), nothing)
+def deployment(roles: Roles, *overrides: str, health: Health | None = None, ports: Any = None) -> _Deployment:
+    """Services on these ports, or on nothing."""
+    uncounted: Any = None
+    return _Deployment(load_settings(CONFIG, overrides, environ={}), roles, ports, {}, health or Health(), uncounted)
 
 
 SECRET = "security.secret=the secret"
@@ -123,6 +126,70 @@ async def test_node_that_an_absent_broker_ended_is_started_again() -> None:
     assert (health.is_ready, node.num_runs) == (True, 3)
     stopping.set()
     await running
+
+
+async def test_idle_service_asks_the_store_for_a_little_again_and_again() -> None:
+    asked_s, clock, stopping = list[float](), asyncio.get_running_loop(), asyncio.Event()
+
+    async def sites() -> None:
+        asked_s.append(clock.time())
+        raise TransportError("Redis is gone")
+
+    clock.call_later(3.5, stopping.set)
+    ports = SimpleNamespace(store=SimpleNamespace(sites=sites))
+    await deployment(Roles(collector=True), ports=ports)._pulse(stopping)
+    assert (asked_s, clock.time()) == ([0.0, 1.0, 2.0, 3.0], 3.5)
+
+
+class Services:
+    """A deployment of these nodes."""
+
+    def __init__(self, *nodes: Run) -> None:
+        self.nodes = lambda: iter(nodes)
+
+
+async def run(*nodes: Run, health: Health | None = None, stop_after_s: float = 60.0) -> float:
+    """Runs nodes, which may drain for 10 s, until they are asked to stop; how long after that they have ended."""
+    services: Any = Services(*nodes)
+    shutdown, clock = Shutdown(), asyncio.get_running_loop()
+    clock.call_later(stop_after_s, shutdown.draining.set)
+    try:
+        await _run(services, 10.0, health or Health(), shutdown)
+    except TimeoutError:
+        assert clock.time() == stop_after_s + 10.0
+        raise
+    return clock.time() - stop_after_s
+
+
+async def test_services_are_ready_until_they_are_asked_to_stop() -> None:
+    health, states = Health(), list[str]()
+
+    async def node(stopping: asyncio.Event) -> None:
+        await asyncio.sleep(1)
+        states.append(health.state)
+        await stopping.wait()
+        states.append(health.state)
+        await asyncio.sleep(3)
+
+    assert await run(node, health=health) == 3.0
+    assert states == ["serving", "draining"]
+
+
+async def test_node_that_does_not_drain_in_time_is_given_up() -> None:
+    async def node(_: asyncio.Event) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(TimeoutError):
+        await run(node)
+
+
+@pytest.mark.parametrize(
+    ("roles", "drain_s"),
+    [(Roles(cloud=True), 35.0), (Roles(sites=("lyon",)), 15.0), (Roles(cloud=True, collector=True), 35.0)],
+    ids=lambda value: value.name if isinstance(value, Roles) else "",
+)
+def test_process_ends_five_seconds_after_the_longest_drain_of_what_it_serves(roles: Roles, drain_s: float) -> None:
+    assert _drain_s(load_settings(CONFIG, environ={}), roles) == drain_s
 
 
 async def test_error_of_a_node_that_is_none_of_a_broker_ends_the_process() -> None:
