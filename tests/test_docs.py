@@ -42,6 +42,11 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "ensemble": settings.EnsembleSettings,
     "ensemble.weights": settings.WeightSettings,
     "limits": settings.LimitSettings,
+    "kafka": settings.KafkaSettings,
+    "redis": settings.RedisSettings,
+    "security": settings.SecuritySettings,
+    "service": settings.ServiceSettings,
+    "jobs": settings.JobSettings,
 }
 
 
