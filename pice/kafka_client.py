@@ -181,11 +181,13 @@ class KafkaClient:
 async def stop_producer(producer: Any) -> None:
     """Sends what it holds; what cannot be sent within 5 s fails. May be called twice."""
     if not await _stopped(producer):
-        _give_up(producer._message_accumulator)  # noqa: SLF001 - else it waits for ever
+        sender, held = producer._sender.sender_task, producer._message_accumulator  # noqa: SLF001 - else it never ends
+        sender.add_done_callback(lambda _: _give_up(held))
+        sender.cancel()
 
 
 def _give_up(held: Any) -> None:
-    """Fails all messages that a producer holds, and tells nobody else."""
+    """Fails all messages that a producer holds, and tells nobody else. It sends no more."""
     waiting = [batch for batches in held._batches.values() for batch in batches]  # noqa: SLF001 - nothing else does it
     held._pending_batches.update(waiting)  # noqa: SLF001 - where each looks for itself when it ends
     held.fail_all(refusals.ProducerClosed())

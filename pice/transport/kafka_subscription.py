@@ -49,6 +49,7 @@ class KafkaSubscription:
         self._forget = forget
         self._ledgers: dict[int, Ledger] = {}
         self._outstanding: dict[tuple[int, int], Delivery] = {}
+        self._held: set[tuple[int, int]] = set()
         self._arrived: deque[Any] = deque()
         self._again: deque[Delivery] = deque()
         self._settled = False
@@ -72,7 +73,7 @@ class KafkaSubscription:
             if self._partition is None:
                 self._consumer.subscribe([self._topic], listener=_Listener(self))
             else:
-                await self._take([self._partition])
+                await self._take(self._partition)
         except BaseException:
             await stop_consumer(self._consumer)
             raise
@@ -90,16 +91,17 @@ class KafkaSubscription:
         what = "the topic" if known is None else f"its partition {self._partition}"
         raise ConfigError(f"{self._topic}: {what} does not exist: run `pice topics create`")
 
-    async def _take(self, partitions: Sequence[int]) -> None:
+    async def _take(self, partition: int) -> None:
         with self._kafka.mapped(f"group {self._group} cannot be read"):
             async with asyncio.timeout(_TAKE_S):
-                await self.settle(partitions)
+                await self.settle([partition])
         if self._refused:
             raise self._refused
-        self._consumer.assign([TopicPartition(self._topic, partition) for partition in partitions])
+        self._consumer.assign([TopicPartition(self._topic, partition)])
+        self.begin()
 
     async def take_over(self, partitions: Sequence[int]) -> None:
-        """Reads what the group has left of these partitions, which are all there are.
+        """Learns what the group has left of these partitions, which are all there are.
 
         Raises:
             ConfigError: this user has no right to the group.
@@ -115,6 +117,15 @@ class KafkaSubscription:
             if (left := known.get(each)) is None:  # it says nothing while it still reads its own books
                 raise TransportError(f"group {self._group}: its position in partition {each.partition} is not known")
             self._ledgers[each.partition] = read_ledger(max(0, left.offset), left.metadata or "")
+
+    def begin(self) -> None:
+        """Reads on from where the ledgers begin, and not from where the consumer by itself would: who had a partition
+        before may still commit, and what is noted as begun must come to be finished."""
+        if self._closed or self._refused:
+            return
+        for partition, ledger in self._ledgers.items():
+            self._consumer.seek(TopicPartition(self._topic, partition), ledger.next_offset)
+        self._arrived.clear()
         self._settled = True
         self._changed.set()
 
@@ -142,6 +153,7 @@ class KafkaSubscription:
             self._ledgers.pop(partition, None)
         self._arrived.clear()  # what is still ours comes again
         self._outstanding = {key: kept for key, kept in self._outstanding.items() if key[0] in self._ledgers}
+        self._held = {key for key in self._held if key[0] in self._ledgers}
         self._again = deque(kept for kept in self._again if kept.partition in self._ledgers)
 
     async def receive(self) -> Delivery:
@@ -162,6 +174,7 @@ class KafkaSubscription:
     async def ack(self, delivery: Delivery) -> None:
         if self._outstanding.pop((delivery.partition, delivery.position), None) is None:
             return
+        self._held.discard((delivery.partition, delivery.position))
         self._ledgers[delivery.partition].finish(delivery.position)
         self._changed.set()
         self._dirty.set()
@@ -182,9 +195,9 @@ class KafkaSubscription:
         self._changed.set()
         self._forget(self)
         if self._committer:
+            self._dirty.set()
+            await asyncio.wait({self._committer}, timeout=_LAST_COMMIT_S)
             self._committer.cancel()
-            await asyncio.gather(self._committer, return_exceptions=True)
-        await self._try_to_commit(within_s=_LAST_COMMIT_S)
         await stop_consumer(self._consumer)
 
     async def _fetch(self) -> None:
@@ -204,9 +217,9 @@ class KafkaSubscription:
                 reading.result()
 
     def _delivery(self, record: Any) -> Delivery | None:
-        """None for a record that is finished, or of a partition that has gone to another."""
+        """None for a record that is finished or in hand already, or of a partition that has gone to another."""
         ledger = self._ledgers.get(record.partition)
-        if ledger is None or ledger.is_finished(record.offset):
+        if ledger is None or ledger.is_finished(record.offset) or (record.partition, record.offset) in self._held:
             return None
         key = record.key.decode(errors="replace") if record.key else ""
         headers = {name: value or b"" for name, value in record.headers}
@@ -215,18 +228,23 @@ class KafkaSubscription:
     def _hand_out(self, delivery: Delivery) -> Delivery:
         counted = replace(delivery, num_deliveries=self._ledgers[delivery.partition].begin(delivery.position))
         self._outstanding[delivery.partition, delivery.position] = counted
+        self._held.add((delivery.partition, delivery.position))
         self._dirty.set()
         return counted
 
     def _put_back(self, delivery: Delivery) -> None:
-        if delivery.partition in self._ledgers:
+        place = delivery.partition, delivery.position
+        if place in self._held and place not in self._outstanding:
             self._again.append(delivery)
             self._changed.set()
 
     async def _commit_changes(self) -> None:
-        while True:
+        """Until it is closed, and then once more."""
+        is_last = False
+        while not is_last:
             await self._dirty.wait()
             self._dirty.clear()
+            is_last = self._closed
             if not await self._try_to_commit():
                 asyncio.get_running_loop().call_later(_RETRY_S, self._dirty.set)
 
@@ -258,3 +276,4 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
 
     async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         await self._subscription.settle([each.partition for each in assigned])
+        self._subscription.begin()

@@ -156,6 +156,34 @@ async def test_partition_whose_position_is_not_known_is_not_read(
         await transport.subscribe(TOPIC, group="g", partition=1)
 
 
+async def test_what_the_former_reader_still_commits_is_not_passed_over(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that is cut off, but lives, finishes what it has while another takes over."""
+    await publish(transport, 3)
+    former: Any = await transport.subscribe(TOPIC, group="g", partition=0)
+    deliveries = await receive(former, 3)
+    real = KafkaSubscription.take_over
+
+    async def take_over(self: KafkaSubscription, partitions: list[int]) -> None:
+        await real(self, partitions)
+        for delivery in deliveries:
+            await former.ack(delivery)
+        await former._try_to_commit()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KafkaSubscription, "take_over", take_over)
+        later = await transport.subscribe(TOPIC, group="g", partition=0)
+    await publish(transport, 1)
+    for delivery in await receive(later, 4):
+        await later.ack(delivery)
+    await former.close()
+    await later.close()
+    last = await transport.subscribe(TOPIC, group="g", partition=0)
+    await transport.publish(TOPIC, b"last", partition=0)
+    assert [each.payload for each in await receive(last, 1)] == [b"last"]
+
+
 @pytest.mark.parametrize(("topic", "partition"), [("pice.nowhere", None), ("pice.nowhere", 0), (TOPIC, 7)])
 async def test_topic_or_partition_that_is_not_there_is_refused(
     transport: Transport, topic: str, partition: int | None
