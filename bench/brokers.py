@@ -1,6 +1,7 @@
 """What PICE adds to Kafka and Redis: segments a second through its nodes, beside a bare loop over the same brokers."""
 
 import asyncio
+import logging
 from typing import Annotated
 
 import typer
@@ -26,6 +27,7 @@ def command(
     with cluster_packages():
         from bench.brokers_run import Bench
     load, sites, num_rounds = (QUICK, (1, 8), rounds or 3) if quick else (FULL, SITES, rounds or 5)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells of topics that are a moment old
     with started() as brokers, asyncio.Runner(loop_factory=loop_factory(LoopName.uvloop)) as runner:
         bench = Bench(brokers, load)
         runner.run(bench.rehearse())

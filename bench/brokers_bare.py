@@ -44,15 +44,13 @@ class BareLoop:
             stack.push_async_callback(redis.aclose)
             await redis.xgroup_create(self._stream, _GROUP, id="0", mkstream=True)
             flow = Flow(num, self._num_open, in_bursts=in_bursts)
-            async with self._brokers.metered() as spent, asyncio.TaskGroup() as tasks:
-                work = [
-                    *(tasks.create_task(self._pass_on(consumer, redis)) for consumer in consumers),
-                    tasks.create_task(self._collect(redis, flow)),
-                ]
-                await self._produce(producer, flow)
-                await flow.ended.wait()
-                for task in work:
-                    task.cancel()
+            async with asyncio.TaskGroup() as tasks:
+                for consumer in consumers:
+                    tasks.create_task(self._pass_on(consumer, redis, flow))
+                tasks.create_task(self._collect(redis, flow))
+                async with self._brokers.metered() as spent:
+                    await self._produce(producer, flow)
+                    await flow.ended.wait()
             return spent(), flow.took_s
 
     async def _make_topic(self) -> None:
@@ -92,10 +90,10 @@ class BareLoop:
             confirmed.append(future)
         await asyncio.gather(*confirmed)
 
-    async def _pass_on(self, consumer: Any, redis: Any) -> None:
+    async def _pass_on(self, consumer: Any, redis: Any, flow: "Flow") -> None:
         """Commits what is in Redis, once for each batch."""
         candidates = self._recording.candidates
-        while True:
+        while not flow.ended.is_set():
             batches = await consumer.getmany(timeout_ms=_WAIT_MS, max_records=_NUM_AT_ONCE)
             records = [record for records in batches.values() for record in records]
             if not records:
@@ -107,7 +105,7 @@ class BareLoop:
             await consumer.commit()
 
     async def _collect(self, redis: Any, flow: "Flow") -> None:
-        while True:
+        while not flow.ended.is_set():
             found = await redis.xreadgroup(_GROUP, "one", {self._stream: ">"}, count=_NUM_AT_ONCE, block=_WAIT_MS)
             entries = [entry for _, entries in found for entry in entries]
             if not entries:

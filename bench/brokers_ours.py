@@ -10,6 +10,7 @@ from bench.brokers_figures import SIZE
 from bench.brokers_host import Brokers, Spent
 from bench.complete import require_complete
 from bench.instant import InstantEngine, Known
+from pice.app.admin import create_topics
 from pice.app.cluster import open_ports
 from pice.app.nodes import Membership, Ports, cloud_node, cloud_site, collector, edge_node, running
 from pice.app.patience import Patience
@@ -20,7 +21,7 @@ from pice.node.load import Load
 from pice.plan.planner import EarliestFinish
 from pice.service.metrics import PrometheusTelemetry
 from pice.settings import Settings
-from pice.transport.base import CANDIDATES, DEAD, JOBS, REQUESTS, Subscription, Transport, segments_topic
+from pice.transport.base import CANDIDATES, Subscription, Transport, segments_topic
 
 _POOL = "main"
 
@@ -92,17 +93,16 @@ async def serve(
     settings: Settings,
     known: Known,
     *,
-    num_sites: int,
     num_requests: int,
     concurrency: int,
     recording: Recording | None = None,
 ) -> tuple[Spent, list[Answer]]:
-    """What answering so many requests took. `settings` name a prefix that nobody used before.
+    """What answering so many requests took, at all sites of `settings`, whose prefix nobody used before.
 
     Raises:
         Incomplete: an answer is not whole.
     """
-    async with _deployed(settings, known, num_sites, recording) as client:
+    async with _deployed(settings, known, recording) as client:
         answers = list[Answer]()
         waiting = iter([_request(number) for number in range(num_requests)])
 
@@ -124,15 +124,11 @@ def _request(number: int) -> Request:
 
 
 @asynccontextmanager
-async def _deployed(
-    settings: Settings, known: Known, num_sites: int, recording: Recording | None
-) -> AsyncIterator[Client]:
+async def _deployed(settings: Settings, known: Known, recording: Recording | None) -> AsyncIterator[Client]:
     """One cloud node, one collector and the sites, as services have them: patient, signed, counted."""
     async with open_ports(settings, Patience(_Undisturbed(), asyncio.Event())) as ports:
-        names = list(settings.sites)[:num_sites]
-        for topic, num_partitions in ((REQUESTS, 8), (JOBS, 1), (DEAD, 1), (segments_topic(CLOUD_SITE), 1)):
-            await ports.topics.ensure_partition(topic, num_partitions - 1)
-        await ports.topics.ensure_partition(segments_topic(_POOL), num_sites - 1)
+        names = list(settings.sites)
+        await create_topics(settings)
         used = Ports(Recorder(ports.transport, recording), ports.store) if recording else ports
         engines = {name: InstantEngine(SIZE, "large" if name == CLOUD_SITE else "small", known) for name in _all(names)}
         for engine in engines.values():

@@ -65,19 +65,18 @@ class Bench:
     async def _serve(
         self, num_sites: int, num_requests: int, concurrency: int, recording: Recording | None = None
     ) -> tuple[Spent, list[Answer]]:
-        settings = _settings(self._brokers)
+        settings = _settings(self._brokers, num_sites)
         return await serve(
             self._brokers,
             settings,
             self._known,
-            num_sites=num_sites,
             num_requests=num_requests,
             concurrency=concurrency,
             recording=recording,
         )
 
 
-def _settings(brokers: Brokers) -> Settings:
+def _settings(brokers: Brokers, num_sites: int) -> Settings:
     """On topics and keys that nobody used before."""
     prefix = _name()
     values = {
@@ -86,7 +85,8 @@ def _settings(brokers: Brokers) -> Settings:
         "redis.url": brokers.redis_url,
         "redis.prefix": prefix,
     }
-    return load_settings(CONFIG, [f"{name}={value}" for name, value in values.items()], environ={})
+    settings = load_settings(CONFIG, [f"{name}={value}" for name, value in values.items()], environ={})
+    return settings.model_copy(update={"sites": dict(list(settings.sites.items())[:num_sites])})
 
 
 def _name() -> str:
