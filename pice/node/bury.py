@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 CUT = "cut"
 """Header of a dead message of which only the head is kept: how many bytes it had."""
+REPLAYED = "replayed"
+"""Header that only who replays a dead message may set."""
 _HEAD_BYTES = 1024
 _WORD_BYTES = 256
 _REASON_CHARS = 500
@@ -40,8 +42,8 @@ async def bury(transport: Transport, delivery: Delivery, reason: str, telemetry:
 async def _store(transport: Transport, delivery: Delivery, provenance: Mapping[str, bytes]) -> str:
     """How much of it was kept."""
     try:
-        headers = {**delivery.headers, **provenance}
-        await transport.publish(DEAD, delivery.payload, key=delivery.key, headers=headers)
+        headers = {name: value for name, value in delivery.headers.items() if name not in (CUT, REPLAYED)}
+        await transport.publish(DEAD, delivery.payload, key=delivery.key, headers={**headers, **provenance})
     except MessageTooLarge:
         num_bytes = len(delivery.payload)
         headers = {**_short(delivery.headers), **provenance, CUT: str(num_bytes).encode()}

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,6 +64,7 @@ class CloudNode:
         self._prompts = prompts
         self._policy = policy
         self._telemetry = telemetry
+        self._num_in_hand = 0
         self._news = SiteNews(store, planner, max_age_s=policy.site_news_age_s)
         placer = Placer(transport, store, planner, telemetry)
         self._tools = Tools(
@@ -81,6 +83,11 @@ class CloudNode:
                 await self._consume(subscription, InFlight(subscription), stopping)
             finally:
                 await subscription.close()
+
+    @property
+    def num_in_hand(self) -> int:
+        """How many requests it works on."""
+        return self._num_in_hand
 
     async def plan(self, request: Request) -> Plan:
         """The plan this node would make now."""
@@ -122,16 +129,20 @@ class CloudNode:
         assert task is not None
         work = Work(request.request_id, record.attempt, -1, delivery, task.cancel)
         inflight.add(work)
+        self._num_in_hand += 1
         try:
-            return await self._attempt(subscription, delivery, record)
+            return await self._attempt(subscription, delivery, record, partial(inflight.remove, work))
         finally:
+            self._num_in_hand -= 1
             inflight.remove(work)
 
-    async def _attempt(self, subscription: Subscription, delivery: Delivery, record: Record) -> float | None:
+    async def _attempt(
+        self, subscription: Subscription, delivery: Delivery, record: Record, ending: Callable[[], object]
+    ) -> float | None:
         request_id = record.request.request_id
         try:
             check_deliveries(delivery, self._policy.max_deliveries)
-            await self._answer(record)
+            await self._answer(record, ending)
         except PiceError as error:
             if error.retriable and delivery.num_deliveries < self._policy.max_deliveries:
                 log.warning("request %s attempt %d will be tried again: %s", request_id, record.attempt, error)
@@ -141,12 +152,13 @@ class CloudNode:
                 reason = f"failed {delivery.num_deliveries} times: {error}"
                 await bury(self._transport, delivery, reason, self._telemetry)
             failure = Failure(request_id, error.code, str(error), error.retriable)
+            ending()
             if await self._store.close_request(request_id, record.attempt, failure):
                 self._telemetry.closed(failure)
         await subscription.ack(delivery)
         return None
 
-    async def _answer(self, record: Record) -> None:
+    async def _answer(self, record: Record, ending: Callable[[], object]) -> None:
         request = record.request
         plan = await self.plan(request)
         if not await self._store.planned(request.request_id, record.attempt, plan):
@@ -154,7 +166,7 @@ class CloudNode:
         self._telemetry.planned(plan)
         event = Event(request.request_id, "planned", self._store.now(), record.attempt, plan=plan)
         await self._store.emit(event)
-        attempt = Attempt(self._tools, record, plan)
+        attempt = Attempt(self._tools, record, plan, ending)
         if plan.mode == "cloud":
             await attempt.answer_here()
         elif plan.mode == "edge":

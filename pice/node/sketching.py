@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 
 from pice.core import (
@@ -65,8 +65,10 @@ class _Written:
 class Attempt:
     """Carries one plan out. Every change of the record is refused once a later attempt has begun (P4)."""
 
-    def __init__(self, tools: Tools, record: Record, plan: Plan) -> None:
+    def __init__(self, tools: Tools, record: Record, plan: Plan, ending: Callable[[], object]) -> None:
+        """`ending` is called before the request is closed here: the news of that is not for who made it."""
         self._tools = tools
+        self._ending = ending
         self._record = record
         self._request = record.request
         self._plan = plan
@@ -266,6 +268,7 @@ class Attempt:
             ),
             times=self._times(now_s),
         )
+        self._ending()
         if await self._tools.store.close_request(self._request.request_id, self._record.attempt, answer):
             self._tools.telemetry.closed(answer)
             self._tools.planner.learn(answer)

@@ -64,6 +64,13 @@ async def test_message_too_large_to_keep_leaves_its_head_and_says_of_how_much(
     assert caplog.messages == [f"{TOPIC} 3/42 put aside, the first 1024 of its 51200000 bytes: it is too long"]
 
 
+async def test_message_cannot_claim_what_is_said_of_the_dead(toll: Toll) -> None:
+    transport = MemoryTransport()
+    claims = dict.fromkeys(("cut", "replayed", "reason", "topic", "partition", "position"), b"0:17")
+    await bury(transport, poison(b"x", headers=claims), "it is poison", toll)
+    assert (await dead(transport)).headers == {"reason": b"it is poison", **ORIGIN}
+
+
 class Narrow(MemoryTransport):
     """Bounds a record as Kafka does, key and headers included."""
 

@@ -7,6 +7,7 @@ import pytest
 from pice.core import CLOUD_SITE, Curve, Event, Plan, Request, Sampling
 from pice.errors import EngineError, EngineUnavailable
 from pice.message.codec import encode
+from pice.node.cloud import CloudNode
 from pice.node.load import Load
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.store.memory import MemoryStore
@@ -390,7 +391,10 @@ async def test_drain_finishes_what_runs_and_takes_no_more(stage: Stage) -> None:
     await stage.submit(a_request("first"))
     await stage.submit(a_request("second"))
     await time_passes(0.5)
+    assert isinstance(node.node, CloudNode)
+    assert node.node.num_in_hand == 1
     await node.stop()
+    assert node.node.num_in_hand == 0
     assert (await stage.answer("first")).text == "The moon."
     assert (await stage.record("second")).attempt == 0
     assert stage.transport.num_messages(REQUESTS) == 1

@@ -11,6 +11,7 @@ from pice.errors import EngineError, EngineUnavailable
 from pice.message.codec import decode_as, encode
 from pice.node.telemetry import Telemetry
 from pice.store.base import Counted
+from pice.store.memory import MemoryStore
 from pice.transport.base import CANDIDATES, REQUESTS
 from tests.node.scripted import Script, ScriptedEngine, outline
 from tests.node.stage import SEGMENTS, Site, Stage, a_request, a_segment, time_passes
@@ -114,6 +115,31 @@ async def test_request_that_cannot_be_answered_is_retried_then_put_aside_and_clo
     await stage.failure()
     assert diary.of("retried", "buried", "closed") == [REQUESTS, REQUESTS, REQUESTS, "engine_unavailable"]
     assert [name for name, _ in diary.told if name != "planned"] == ["retried", "retried", "buried", "closed"]
+
+
+class NewsFirst(MemoryStore):
+    """Tells the news of a request's end before it answers whoever ended it, as a server may."""
+
+    async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
+        closed = await super().close_request(request_id, attempt, outcome)
+        await time_passes(0.1)
+        return closed
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [(Script("The moon."), "cloud"), (Script("", error=EngineError("no memory")), "engine_error")],
+    ids=["an answer", "a failure"],
+)
+async def test_end_of_a_request_is_told_though_the_news_of_it_was_faster(
+    stage: Stage, diary: Diary, script: Script, told: str
+) -> None:
+    stage.store = NewsFirst()
+    stage.cloud(ScriptedEngine("big", script))
+    await stage.submit(a_request())
+    await time_passes(2)
+    assert diary.told == [("planned", "cloud"), ("closed", told)]
+    assert stage.transport.num_messages(REQUESTS) == 0
 
 
 async def test_request_closed_at_its_deadline_is_told_by_its_collector(stage: Stage, diary: Diary) -> None:
