@@ -38,8 +38,8 @@ class KafkaProducer:
     async def send(
         self, topic: str, payload: bytes, *, key: bytes | None, partition: int | None, headers: Mapping[str, bytes]
     ) -> None:
-        """Returns once all copies in step have it; what was not taken within 10 s has failed. Cancelling may leave it to
-        be sent.
+        """Returns once all copies in step have it; what was not taken within 10 s has failed. Cancelling may leave it
+        to be sent.
 
         Raises:
             ConfigError: this user may not write there.

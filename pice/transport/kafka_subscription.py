@@ -16,15 +16,14 @@ from pice.kafka_client import (
     stop_consumer,
 )
 from pice.transport.base import Delivery
-from pice.transport.kafka_ledger import Ledger, commits, read_ledger
-from pice.transport.kafka_metadata import find_topics
+from pice.transport.kafka_ledger import Ledger, commits
+from pice.transport.kafka_positions import check_partition, read_ledgers
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
 _TAKE_S = 10.0
 _LAST_COMMIT_S = 5.0
-_NUM_LOOKS, _LOOK_EVERY_S = 10, 0.1
 
 
 class KafkaSubscription:
@@ -67,7 +66,7 @@ class KafkaSubscription:
             ConfigError: there is no such topic or partition, or Kafka refuses this user.
             TransportError: Kafka is away.
         """
-        await self._check()
+        await check_partition(self._kafka, self._topic, self._partition or 0)
         self._consumer = await self._kafka.consumer(self._group)
         try:
             if self._partition is None:
@@ -79,18 +78,6 @@ class KafkaSubscription:
             raise
         self._committer = asyncio.create_task(self._commit_changes())
 
-    async def _check(self) -> None:
-        """What was made a moment ago is not known to every broker yet."""
-        async with self._kafka.admin() as admin:
-            for _ in range(_NUM_LOOKS):
-                with self._kafka.mapped(f"{self._topic} cannot be read"):
-                    known = (await find_topics(admin, [self._topic])).get(self._topic)
-                if known is not None and (self._partition or 0) < known.num_partitions:
-                    return
-                await asyncio.sleep(_LOOK_EVERY_S)
-        what = "the topic" if known is None else f"its partition {self._partition}"
-        raise ConfigError(f"{self._topic}: {what} does not exist: run `pice topics create`")
-
     async def _take(self, partition: int) -> None:
         with self._kafka.mapped(f"group {self._group} cannot be read"):
             async with asyncio.timeout(_TAKE_S):
@@ -101,22 +88,8 @@ class KafkaSubscription:
         self.begin()
 
     async def take_over(self, partitions: Sequence[int]) -> None:
-        """Learns what the group has left of these partitions, which are all there are.
-
-        Raises:
-            ConfigError: this user has no right to the group.
-            TransportError: it cannot be learnt now.
-        """
-        wanted = [TopicPartition(self._topic, partition) for partition in partitions]
-        known: dict[Any, Any] = {}
-        if wanted:
-            async with self._kafka.admin() as admin:
-                with self._kafka.mapped(f"group {self._group} cannot be read"):
-                    known = await admin.list_consumer_group_offsets(self._group, partitions=wanted)
-        for each in wanted:
-            if (left := known.get(each)) is None:  # it says nothing while it still reads its own books
-                raise TransportError(f"group {self._group}: its position in partition {each.partition} is not known")
-            self._ledgers[each.partition] = read_ledger(max(0, left.offset), left.metadata or "")
+        """Learns what the group has left of these partitions, which are all there are. Raises as `read_ledgers`."""
+        self._ledgers |= await read_ledgers(self._kafka, self._topic, self._group, partitions)
 
     def begin(self) -> None:
         """Reads on from where the ledgers begin, and not from where the consumer by itself would: who had a partition

@@ -83,6 +83,24 @@ async def test_publishing_to_one_that_stands_still_fails_and_works_when_it_goes_
     assert seen[0] == b"before"
 
 
+async def test_messages_for_one_that_is_gone_fail_and_nothing_is_said_of_it_twice(
+    kafka: OwnKafka, transport: Transport, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for limit in ("pice.transport.kafka_producer._SEND_S", "pice.kafka_client._STOP_S"):
+        monkeypatch.setattr(limit, 0.5)
+    await transport.publish(TOPIC, b"before", partition=0)
+    await asyncio.to_thread(kafka.program.kill)
+    with pytest.raises(TransportError, match="no answer in time"):
+        await transport.publish(TOPIC, b"lost", partition=0)
+    with pytest.raises(TransportError, match=f"Kafka cannot be reached: {kafka.address}: .*Connect"):
+        await transport.publish(TOPIC, b"lost too", partition=0)
+    await asyncio.to_thread(kafka.program.restart)
+    async with asyncio.timeout(60):
+        await insist(transport, b"after")
+    await transport.close()
+    assert [it.getMessage() for it in caplog.records if it.name == "asyncio"] == []
+
+
 async def test_subscription_closes_in_bounded_time_while_kafka_is_away(
     kafka: OwnKafka, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
