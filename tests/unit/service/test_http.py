@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
 import httpx
 import pytest
@@ -169,27 +169,29 @@ def drip(connection: socket.socket) -> bytes | None:
 
 
 async def test_silent_clients_neither_pile_up_threads_nor_keep_others_out(impatient: Service) -> None:
+    """16 are served at a time; as many may just be ending."""
+    most = 0
     with ExitStack() as stack:
-        for _ in range(48):
+        for _ in range(64):
             stack.enter_context(closing(impatient.connect()))
-        most, served = 0, False
-        async with asyncio.timeout(WELL_WITHIN_S):
-            while not served:
-                served = is_served(impatient)
-                most = max(most, num_threads())
-                await asyncio.sleep(0)
-    assert 0 < most <= 16
+        asking = asyncio.create_task(asyncio.to_thread(ask_until_served, impatient))
+        while not asking.done():
+            most = max(most, num_threads())
+            await asyncio.wait({asking}, timeout=0.01)
+    await asking
+    assert most <= 32
 
 
 def num_threads() -> int:
     return sum("process_request_thread" in thread.name for thread in threading.enumerate())
 
 
-def is_served(service: Service) -> bool:
-    try:
-        return service.get("/livez").status_code == 200
-    except httpx.TransportError:
-        return False
+def ask_until_served(service: Service) -> None:
+    for _ in range(100):
+        with suppress(httpx.TransportError):
+            assert service.get("/livez").status_code == 200
+            return
+    pytest.fail("was never served")
 
 
 async def test_port_in_use_is_refused_by_the_name_of_its_setting(service: Service, health: Health) -> None:
