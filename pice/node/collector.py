@@ -8,7 +8,7 @@ from functools import partial
 from pice.answer.normalise import ModelStats
 from pice.answer.steps import Choose, Close, EnsemblePolicy, Place, Step, next_steps
 from pice.core import Answer, Candidate, Event, Placement, Record, Segment, Span
-from pice.errors import DecodeError, PiceError, TransportError
+from pice.errors import DecodeError, TransportError
 from pice.message.codec import decode_as
 from pice.message.fields import shown
 from pice.message.signing import SIGNATURE, is_signed, site_key
@@ -121,7 +121,7 @@ class CollectorNode:
         while True:
             try:
                 due = await self._store.take_due()
-            except PiceError as error:
+            except TransportError as error:
                 log.warning("it cannot be seen what is due: %s", error)
                 await asyncio.sleep(_RETRY_S)
                 continue
@@ -133,7 +133,7 @@ class CollectorNode:
         context.request_id.set(request_id)
         try:
             await self._advance(request_id)
-        except PiceError as error:
+        except (TransportError, DecodeError) as error:
             log.warning("request %s: %s", request_id, error)
 
     async def _advance(self, request_id: str, index: int | None = None) -> None:

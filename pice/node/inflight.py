@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pice.errors import PiceError, TransportError
+from pice.errors import DecodeError, TransportError
 from pice.store.base import Store, Unwanted
 from pice.transport.base import Delivery, Subscription
 
@@ -50,7 +50,7 @@ class InFlight:
             while True:
                 try:
                     news = await notices.receive()
-                except PiceError as error:
+                except (TransportError, DecodeError) as error:
                     log.warning("news of unwanted work is missed: %s", error)
                     await asyncio.sleep(_REST_S)
                     continue

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 
-from pice.errors import PiceError
+from pice.errors import DecodeError, TransportError
 from pice.plan.base import Planner
 from pice.store.base import Store
 
@@ -35,7 +35,7 @@ class SiteNews:
     async def _look(self) -> None:
         try:
             self._planner.see(await self._store.sites())
-        except PiceError as error:
+        except (TransportError, DecodeError) as error:
             log.warning("the sites' heartbeats cannot be read: %s", error)
 
     def _is_fresh(self) -> bool:

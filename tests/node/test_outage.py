@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from pice.core import CLOUD_SITE, Curve
-from pice.errors import DecodeError, EngineUnavailable, TransportError
+from pice.errors import ConfigError, DecodeError, EngineUnavailable, TransportError
 from pice.node.consume import bare_transport_errors
 from pice.node.load import Load
 from pice.store.base import Unwanted
@@ -239,6 +239,20 @@ async def test_site_that_cannot_say_that_it_leaves_finishes_its_work_all_the_sam
     away.names.add("heartbeat")
     await node.stop()
     assert ((await work.receive()).text, work.num_unacked) == (TEXT, 0)
+
+
+@pytest.mark.parametrize("name", ["take_due", "sites"])
+async def test_refusal_is_not_waited_out(stage: Stage, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    async def refuse(**_: Any) -> None:
+        raise ConfigError("Redis refuses us: check user, password and ACL")
+
+    node = stage.collector()
+    stage.running.remove(node)
+    monkeypatch.setattr(stage.store, name, refuse)
+    await stage.submit(a_request(timeout_s=3.0))
+    with pytest.raises(ExceptionGroup) as raised:
+        await node.task
+    assert raised.group_contains(ConfigError)
 
 
 NODES = ["cloud", "edge", "collector"]
