@@ -15,8 +15,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from string import Template
 
 ROOT = Path(__file__).parents[1]
+CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""As in the image that the Debian stands for."""
 MIRROR = "http://deb.debian.org/debian"
 SUITE = "bookworm"
 PACKAGES = "ca-certificates,python3,python3-pip,python3-venv"
@@ -66,13 +70,13 @@ class Image:
     """A root folder, and how a process begins in it."""
 
     root: Path
-    environment: Mapping[str, str] = field(default_factory=lambda: {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin"})
+    environment: Mapping[str, str] = field(default_factory=lambda: {"PATH": PATH})
     folder: str = "/"
     user: str = "0:0"
 
     def run(self, command: str, arguments: Mapping[str, str]) -> int:
         """Exit code of a line of shell, given these build arguments; its output comes out here."""
-        words = ["chroot", f"--userspec={self.user}", "--groups=", str(self.root), "/bin/sh", "-c"]
+        words = [CHROOT, f"--userspec={self.user}", "--groups=", str(self.root), "/bin/sh", "-c"]
         script = f"cd {shlex.quote(self.folder)} && {command}"
         return subprocess.run([*words, script], env={**self.environment, **arguments}, check=False).returncode
 
@@ -96,7 +100,7 @@ class Build:
         steps = self._stages[name]
         parent = self.image(steps[0][1].split()[0])
         image = replace(parent, root=self._work / name)
-        subprocess.run(["cp", "-a", "--reflink=auto", str(parent.root), str(image.root)], check=True)
+        subprocess.run(["cp", "-ax", "--reflink=auto", str(parent.root), str(image.root)], check=True)
         arguments: dict[str, str] = {}
         for keyword, rest in steps[1:]:
             print(f"[{name}] {keyword} {rest}", flush=True)
@@ -110,7 +114,8 @@ class Build:
     def _done(self, image: Image, keyword: str, rest: str, arguments: Mapping[str, str]) -> Image:
         match keyword:
             case "ENV":
-                given = dict(word.split("=", 1) for word in shlex.split(rest))
+                words = (Template(word).safe_substitute(image.environment) for word in shlex.split(rest))
+                given = dict(word.split("=", 1) for word in words)
                 return replace(image, environment={**image.environment, **given})
             case "WORKDIR":
                 (image.root / rest.lstrip("/")).mkdir(parents=True, exist_ok=True)
@@ -146,12 +151,16 @@ class Build:
 
 
 def _debian(root: Path) -> Image:
-    """A small Debian whose Python goes by the names that it has in the image it stands for."""
-    make = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(root), MIRROR]
-    print(shlex.join(make), flush=True)
-    subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+    """A small Debian whose Python goes by the names that it has in the image it stands for; one that is there is
+    used again."""
+    if not root.exists():
+        make = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(root), MIRROR]
+        print(shlex.join(make), flush=True)
+        subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     for name in ("python", "pip"):
-        (root / "usr" / "local" / "bin" / name).symlink_to(f"/usr/bin/{name}3")
+        link = root / "usr" / "local" / "bin" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"/usr/bin/{name}3")
     for name in BORROWED:
         if (Path("/") / name).exists():
             shutil.copy2(Path("/") / name, root / name)
@@ -174,7 +183,7 @@ def try_out(name: str, image: Image) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.check_image", description="The Dockerfile without Docker.")
     parser.add_argument("--target", action="append", choices=["cloud", "edge"], help="both if not given")
-    parser.add_argument("--work", type=Path, help="a new folder to work in, which stays; else a temporary one")
+    parser.add_argument("--work", type=Path, help="a folder to work in, which stays; else a temporary one")
     args = parser.parse_args()
     if os.geteuid() or not shutil.which("debootstrap"):
         print("error: this needs root and debootstrap (Debian's package: debootstrap)", file=sys.stderr)
