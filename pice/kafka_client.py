@@ -54,6 +54,8 @@ _ADVICE: dict[type[BaseException], str] = {
 }
 """What to change where Kafka refuses us for good."""
 _HUNG_UP = ": if it stays so, kafka.security_protocol does not fit this port"
+UNREADABLE = (UnicodeDecodeError, refusals.CorruptRecordException, refusals.UnsupportedCodecError)
+"""What reading ends with at a record that the broker took from a client of another make, and aiokafka cannot read."""
 _OUT_OF_STEP = (
     refusals.OutOfOrderSequenceNumber,
     refusals.UnknownProducerId,
@@ -213,6 +215,15 @@ def _after_stopping(stopping: asyncio.Task[None]) -> None:
     _STOPPING.discard(stopping)
     if not stopping.cancelled() and (error := stopping.exception()):
         log.warning("a client of Kafka did not end well: %r", error)
+
+
+def pass_over(consumer: Any) -> tuple[int, int]:
+    """Partition and offset of the record at which a read just ended with one of `UNREADABLE`; the consumer goes on
+    behind it."""
+    place, fetched = next(iter(consumer._fetcher._records.items()))  # noqa: SLF001 - the error does not say it
+    offset: int = fetched._partition_records.next_fetch_offset  # noqa: SLF001
+    consumer.seek(place, offset + 1)
+    return place.partition, offset
 
 
 def is_out_of_step(producer: Any, error: BaseException) -> bool:

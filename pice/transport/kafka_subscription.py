@@ -9,10 +9,12 @@ from typing import Any
 
 from pice.errors import ConfigError, PiceError, TransportError
 from pice.kafka_client import (
+    UNREADABLE,
     ConsumerRebalanceListener,
     KafkaClient,
     OffsetAndMetadata,
     TopicPartition,
+    pass_over,
     stop_consumer,
 )
 from pice.transport.base import Delivery
@@ -185,9 +187,22 @@ class KafkaSubscription:
             await asyncio.wait({reading})
             if not reading.cancelled() and reading.exception() is None:
                 self._arrived.append(reading.result())
-        if reading.done() and not reading.cancelled():
-            with self._kafka.mapped(f"{self._topic} cannot be read"):
-                reading.result()
+        if reading.cancelled():
+            return
+        if isinstance(error := reading.exception(), UNREADABLE):
+            self._pass_over(error)
+            return
+        with self._kafka.mapped(f"{self._topic} cannot be read"):
+            reading.result()
+
+    def _pass_over(self, error: BaseException) -> None:
+        """What cannot be read cannot be put aside either, and must stop nothing (P6)."""
+        partition, offset = pass_over(self._consumer)
+        log.warning("%s %d/%d cannot be read and is passed over: %s", self._topic, partition, offset, error)
+        if ledger := self._ledgers.get(partition):
+            ledger.begin(offset)
+            ledger.finish(offset)
+            self._dirty.set()
 
     def _delivery(self, record: Any) -> Delivery | None:
         """None for a record that is finished or in hand already, or of a partition that has gone to another."""

@@ -1,6 +1,7 @@
 """What only Kafka has: positions, partitions that change hands, records that outlive those who read them."""
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Iterable
 from itertools import count
 from typing import Any
@@ -22,6 +23,8 @@ pytest.importorskip("aiokafka", reason="aiokafka is not installed: pip install '
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
+from aiokafka.producer.message_accumulator import MessageBatch
+from aiokafka.record.util import calc_crc32c
 
 from pice.transport.kafka_subscription import KafkaSubscription
 from pice.transport.kafka_topics import KafkaTopics
@@ -225,3 +228,30 @@ async def test_headers_without_a_value_are_read_as_empty(transport: Transport) -
     await transport.publish(TOPIC, b"", partition=0, headers=headers)
     subscription = await transport.subscribe(TOPIC, group="g")
     assert [each.headers for each in await receive(subscription, 1)] == [{"junk": b"", "kept": b"x"}]
+
+
+@pytest.mark.parametrize("partition", [None, 0])
+async def test_record_that_cannot_be_read_is_passed_over_and_stops_nothing(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, partition: int | None
+) -> None:
+    """The broker takes names of headers that are no text, from whoever writes by another client."""
+    real = MessageBatch.get_data_buffer
+
+    def spoiled(self: MessageBatch) -> bytes:
+        record = bytes(real(self)).replace(b"name", b"\xff" * 4)
+        return record[:17] + struct.pack(">I", calc_crc32c(record[21:])) + record[21:]
+
+    await publish(transport, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(MessageBatch, "get_data_buffer", spoiled)
+        await transport.publish(TOPIC, b"junk", partition=0, headers={"name": b""})
+    await transport.publish(TOPIC, b"after", partition=0)
+    subscription = await transport.subscribe(TOPIC, group="g", partition=partition)
+    deliveries = await receive(subscription, 2)
+    assert [(each.position, each.payload) for each in deliveries] == [(0, b"0"), (2, b"after")]
+    for delivery in deliveries:
+        await subscription.ack(delivery)
+    await subscription.close()
+    await transport.publish(TOPIC, b"last", partition=0)
+    again = await transport.subscribe(TOPIC, group="g", partition=partition)
+    assert [each.payload for each in await receive(again, 1)] == [b"last"]
