@@ -47,7 +47,7 @@ class Patience:
             return await self._insist(call, name, waits_if_full)
         finally:
             self._waiting[name] -= 1
-            if not self._waiting[name]:
+            if not self._waiting[name] and not self._ended.is_set():
                 self._outages.up(name)
 
     async def _insist(self, call: Callable[[], Awaitable[T]], name: str, waits_if_full: bool) -> T:

@@ -59,20 +59,23 @@ async def serve(settings: Settings, roles: Roles, shutdown: Shutdown) -> int:
         parts = await _unless_stopped(_start(settings, roles, patience, stack), shutdown.draining)
         if parts is not None:
             deployment = _Deployment(settings, roles, *parts, health, telemetry)
-            try:
-                await _run(deployment, _drain_s(settings, roles), health, shutdown)
-            except TimeoutError:
-                log.warning("gave up what was not drained; others do it again")
+            await _run(deployment, _drain_s(settings, roles), health, shutdown)
     return 0
 
 
 async def _run(deployment: "_Deployment", drain_s: float, health: Health, shutdown: Shutdown) -> None:
-    """Raises TimeoutError when the nodes take longer than `drain_s` to drain."""
-    async with asyncio.timeout(None) as bound, running(list(deployment.nodes())):
-        health.started()
-        await shutdown.draining.wait()
-        health.draining()
-        bound.reschedule(asyncio.get_running_loop().time() + drain_s)
+    """Runs the nodes until asked to stop, and `drain_s` longer at most."""
+    bound = asyncio.timeout(None)
+    try:
+        async with bound, running(list(deployment.nodes())):
+            health.started()
+            await shutdown.draining.wait()
+            health.draining()
+            bound.reschedule(asyncio.get_running_loop().time() + drain_s)
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        log.warning("gave up what was not drained; others do it again")
 
 
 def _drain_s(settings: Settings, roles: Roles) -> float:
@@ -163,7 +166,9 @@ class _Deployment:
         key = site_key(self._secret, CLOUD_SITE) if self._secret else ""
 
         def node() -> CloudNode:
-            return cloud_node(self._settings, self._ports, self._planner, engine, load, self._telemetry)
+            made = cloud_node(self._settings, self._ports, self._planner, engine, load, self._telemetry)
+            self._telemetry.watch_requests("cloud", lambda: made.num_in_hand)
+            return made
 
         def site(_: int, token: int) -> SiteNode:
             return self._held(
