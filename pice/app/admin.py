@@ -1,9 +1,11 @@
 """Settings -> what an operator does to the queue: topics made and looked at, dead messages listed and replayed."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pice.app import _cluster_packages
+from pice.app.roles import Roles
 from pice.core import CLOUD_SITE
 from pice.settings import Settings
 from pice.transport.base import CANDIDATES, DEAD, JOBS, REQUESTS, segments_topic
@@ -40,6 +42,22 @@ def topic_specs(settings: Settings) -> "list[TopicSpec]":
         *((segments_topic(pool), num_sites, _DAY_S) for pool, num_sites in sorted(pools.items())),
     ]
     return [TopicSpec(*it, kafka.replication_factor) for it in wanted]
+
+
+def used_topics(settings: Settings, roles: Roles) -> "list[TopicSpec]":
+    """What services in these roles cannot do without, for `KafkaTopics.check`: any number of partitions will do, since
+    a site makes sure of its own.
+
+    Raises:
+        ConfigError: the settings name no brokers.
+    """
+    segments = {segments_topic(CLOUD_SITE), *(segments_topic(site.pool) for site in settings.sites.values())}
+    names = {DEAD, *(segments_topic(settings.sites[name].pool) for name in roles.sites)}
+    if roles.cloud or roles.collector:
+        names |= {REQUESTS, *segments}
+    if roles.collector:
+        names.add(JOBS)
+    return [replace(spec, num_partitions=1) for spec in topic_specs(settings) if spec.name in names]
 
 
 async def create_topics(settings: Settings) -> "list[TopicChange]":

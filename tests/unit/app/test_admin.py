@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from pice.app.roles import Roles
 from pice.config import load_settings
 from pice.errors import ConfigError
 
 pytest.importorskip("aiokafka", reason="aiokafka is not installed: pip install 'pice[cluster]'")
 
-from pice.app.admin import topic_specs
+from pice.app.admin import topic_specs, used_topics
 
 PLAIN = """\
 [engines.big]
@@ -53,6 +54,26 @@ def test_each_pool_has_a_partition_for_every_site_and_the_cloud_one(tmp_path: Pa
     }
     assert {spec.num_copies for spec in specs} == {3}
     assert {spec.name: spec.retention_s for spec in specs}["pice.jobs"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("roles", "names"),
+    [
+        (Roles(sites=("pisa",)), {"dead", "segments.italy"}),
+        (Roles(cloud=True), {"dead", "requests", "segments.cloud", "segments.france", "segments.italy"}),
+        (
+            Roles(collector=True),
+            {"dead", "requests", "jobs", "segments.cloud", "segments.france", "segments.italy"},
+        ),
+    ],
+    ids=["site", "cloud", "collector"],
+)
+def test_service_needs_only_the_topics_that_it_uses(tmp_path: Path, roles: Roles, names: set[str]) -> None:
+    config = tmp_path / "cluster.toml"
+    config.write_text(PLAIN + DEPLOYED)
+    specs = used_topics(load_settings(config), roles)
+    assert {spec.name for spec in specs} == {f"pice.{name}" for name in names}
+    assert {spec.num_partitions for spec in specs} == {1}
 
 
 def test_settings_without_brokers_have_no_topics(tmp_path: Path) -> None:
