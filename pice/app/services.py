@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from pice.app.admin import used_topics
 from pice.app.cluster import ClusterPorts, open_ports
 from pice.app.engines import all_sites, start_engines
 from pice.app.jobs import jobs_node
@@ -86,10 +87,11 @@ def _drain_s(settings: Settings, roles: Roles) -> float:
 async def _start(
     settings: Settings, roles: Roles, patience: Patience, stack: AsyncExitStack
 ) -> tuple[ClusterPorts, Mapping[str, list[Engine]]]:
-    """The brokers, connected, and the engines of this process, loaded."""
+    """The brokers, connected, with the topics that this process needs, and its engines, loaded."""
     wanted = {name: names for name, names in all_sites(settings).items() if name in _sites_of(roles)}
     settings = with_keys(settings, [engine for names in wanted.values() for engine in names])
     ports = await stack.enter_async_context(open_ports(settings, patience))
+    await patience.insist(lambda: ports.topics.check(used_topics(settings, roles)), "kafka")
     rng = random.Random(int.from_bytes(os.urandom(16)))
     return ports, await start_engines(settings, wanted, rng, stack)
 
