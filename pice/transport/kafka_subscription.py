@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,8 @@ from pice.transport.kafka_positions import check_partition, read_ledgers
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
+_COMMIT_EVERY_S = 0.05
+"""A commit costs Kafka more than a message. What ends its reader sooner than this may not be counted."""
 _TAKE_S = 10.0
 _LAST_COMMIT_S = 5.0
 
@@ -58,7 +61,7 @@ class KafkaSubscription:
         self._changed = asyncio.Event()
         self._dirty = asyncio.Event()
         self._committer: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closing = asyncio.Event()
         self._consumer: Any = None
 
     async def start(self) -> None:
@@ -96,7 +99,7 @@ class KafkaSubscription:
     def begin(self) -> None:
         """Reads on from where the ledgers begin, and not from where the consumer by itself would: who had a partition
         before may still commit, and what is noted as begun must come to be finished."""
-        if self._closed or self._refused:
+        if self._closing.is_set() or self._refused:
             return
         for partition, ledger in self._ledgers.items():
             self._consumer.seek(TopicPartition(self._topic, partition), ledger.next_offset)
@@ -107,7 +110,7 @@ class KafkaSubscription:
     async def settle(self, partitions: Sequence[int]) -> None:
         """Takes over what the group has given, however often that must be tried: nothing is read before. Where it
         never can be, whoever receives is told."""
-        while not self._closed:
+        while not self._closing.is_set():
             try:
                 await self.take_over(partitions)
                 break
@@ -132,7 +135,7 @@ class KafkaSubscription:
         self._again = deque(kept for kept in self._again if kept.partition in self._ledgers)
 
     async def receive(self) -> Delivery:
-        while not self._closed:
+        while not self._closing.is_set():
             self._changed.clear()
             if self._refused:
                 raise self._refused
@@ -164,9 +167,9 @@ class KafkaSubscription:
         asyncio.get_running_loop().call_later(delay_s, self._put_back, delivery)
 
     async def close(self) -> None:
-        if self._closed:
+        if self._closing.is_set():
             return
-        self._closed = True
+        self._closing.set()
         self._changed.set()
         self._forget(self)
         if self._committer:
@@ -232,9 +235,12 @@ class KafkaSubscription:
         while not is_last:
             await self._dirty.wait()
             self._dirty.clear()
-            is_last = self._closed
+            is_last = self._closing.is_set()
             if not await self._try_to_commit():
                 asyncio.get_running_loop().call_later(_RETRY_S, self._dirty.set)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_COMMIT_EVERY_S):
+                    await self._closing.wait()
 
     async def _try_to_commit(self, *, within_s: float | None = None) -> bool:
         """Whether it went well; if not, the log says why, and whoever reads on does again what is not committed."""

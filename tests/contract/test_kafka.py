@@ -118,6 +118,31 @@ async def test_commit_that_failed_is_made_again(transport: Transport, monkeypatc
         await committed.wait()
 
 
+async def test_one_commit_takes_what_was_finished_meanwhile_and_closing_waits_for_none(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pice.transport.kafka_subscription._COMMIT_EVERY_S", 60.0)
+    subscription: Any = await transport.subscribe(TOPIC, group="g", partition=0)
+    real, commits, committed = subscription._consumer.commit, list[int](), asyncio.Event()
+
+    async def commit(offsets: Any) -> None:
+        await real(offsets)
+        commits.extend(each.offset for each in offsets.values())
+        committed.set()
+
+    monkeypatch.setattr(subscription._consumer, "commit", commit)
+    for _ in range(5):
+        await publish(transport, 1)
+        (delivery,) = await receive(subscription, 1)
+        async with asyncio.timeout(10):
+            await committed.wait()
+        await subscription.ack(delivery)
+    assert commits == [0]
+    async with asyncio.timeout(10):
+        await subscription.close()
+    assert commits == [0, 5]
+
+
 async def test_member_that_may_not_read_its_group_says_so(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
