@@ -17,7 +17,7 @@ class Link:
         self.port = port
         self.target = target
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
         self._flows.set()
 
@@ -32,27 +32,32 @@ class Link:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for writer in list(self._writers):
-            writer.transport.abort()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     def stall(self) -> None:
         """Nothing gets through, and nobody is told."""
         self._flows.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
+        connection = asyncio.ensure_future(self._connect(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+        await asyncio.wait({connection})
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._flows.wait()
             there, back = await asyncio.open_connection("127.0.0.1", self.target)
+            try:
+                await _first_to_end(lambda: self._pass_on(reader, back), lambda: self._pass_on(there, writer))
+            finally:
+                back.transport.abort()
         except OSError:
-            self._drop(writer)
             return
-        self._writers.add(back)
-        try:
-            await _first_to_end(lambda: self._pass_on(reader, back), lambda: self._pass_on(there, writer))
         finally:
-            self._drop(writer)
-            self._drop(back)
+            writer.transport.abort()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -62,10 +67,6 @@ class Link:
                 await writer.drain()
         except OSError:
             return
-
-    def _drop(self, writer: asyncio.StreamWriter) -> None:
-        self._writers.discard(writer)
-        writer.transport.abort()
 
 
 async def _first_to_end(*works: Callable[[], Awaitable[None]]) -> None:

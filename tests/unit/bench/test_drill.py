@@ -278,12 +278,20 @@ def test_configuration_of_the_drill_is_one() -> None:
 async def linked() -> AsyncIterator[tuple[Link, asyncio.Queue[asyncio.StreamWriter]]]:
     """A link to a server that echoes, and the server's ends of its connections."""
     arrived: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    echoing = set[asyncio.Task[Any]]()
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        echoing.add(task)
         arrived.put_nowait(writer)
-        while chunk := await reader.read(100):
-            writer.write(chunk)
-        writer.close()
+        try:
+            while chunk := await reader.read(100):
+                writer.write(chunk)
+        except ConnectionError:
+            return
+        finally:
+            writer.transport.abort()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     link = Link(free_port(), server.sockets[0].getsockname()[1])
@@ -293,8 +301,7 @@ async def linked() -> AsyncIterator[tuple[Link, asyncio.Queue[asyncio.StreamWrit
     finally:
         await link.cut()
         server.close()
-        while not arrived.empty():
-            arrived.get_nowait().transport.abort()
+        await asyncio.gather(*echoing)
 
 
 async def has_ended(reader: asyncio.StreamReader) -> bool:
