@@ -65,7 +65,7 @@ def _line(message: "DeadMessage") -> str:
     again = " (replayed)" if message.replayed else ""
     return (
         f"{message.dead_id}  {facts['stored']}  {facts['topic']} {message.partition}/{message.position}  "
-        f"{len(message.payload)} bytes  {facts['reason']}{again}"
+        f"{message.num_bytes} bytes  {facts['reason']}{again}"
     )
 
 
@@ -78,7 +78,7 @@ def _facts(message: "DeadMessage") -> dict[str, Any]:
         "position": message.position,
         "key": _printable(message.key),
         "reason": _printable(message.reason),
-        "num_bytes": len(message.payload),
+        "num_bytes": message.num_bytes,
         "is_whole": not message.cut,
         "replayed": message.replayed,
         "headers": {_printable(name): _text_or_hex(value) for name, value in message.headers.items()},

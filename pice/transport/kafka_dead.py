@@ -33,6 +33,7 @@ class DeadMessage:
     key: str
     headers: Mapping[str, bytes]
     payload: bytes
+    num_bytes: int
     stored_s: float
     cut: bool = False
     replayed: bool = False
@@ -49,7 +50,8 @@ class KafkaDead:
         self._topic = options.prefix + DEAD
 
     async def newest(self, num: int, *, topic: str | None = None) -> list[DeadMessage]:
-        """The last messages, oldest first; with `topic` only those that came from there. Reads all that is kept."""
+        """The last messages, oldest first, without their payload; with `topic` only those that came from there. Reads
+        all that is kept."""
         kept: deque[DeadMessage] = deque(maxlen=num)
         replayed = set()
         async with self._reading() as consumer:
@@ -58,7 +60,7 @@ class KafkaDead:
                     if name := _marked(record):
                         replayed.add(name)
                     elif (message := _message(record)) and topic in (None, message.topic):
-                        kept.append(message)
+                        kept.append(replace(message, payload=b""))
         return [replace(message, replayed=message.dead_id in replayed) for message in kept]
 
     async def read(self, dead_id: str) -> DeadMessage:
@@ -153,6 +155,7 @@ def _message(record: Any) -> DeadMessage:
         record.key.decode(errors="replace") if record.key else "",
         headers,
         record.value or b"",
+        len(record.value or b""),
         record.timestamp / 1000,
         bool(words["cut"]),
     )

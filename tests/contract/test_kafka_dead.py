@@ -50,7 +50,7 @@ async def test_newest_are_listed_with_where_they_came_from_and_why(morgue: Morgu
         1,
         42,
     )
-    assert (first.payload, first.key, first.headers) == (b"\xff", "r1", {"request_id": b"r1"})
+    assert (first.num_bytes, first.payload, first.key, first.headers) == (1, b"", "r1", {"request_id": b"r1"})
     assert 0 <= last.stored_s - first.stored_s < 60
     assert [it.dead_id for it in await morgue.dead.newest(2)] == ["0:1", "0:2"]
     assert [it.dead_id for it in await morgue.dead.newest(10, topic=TOPIC)] == ["0:0", "0:2"]

@@ -48,6 +48,7 @@ def message(**others: Any) -> DeadMessage:
         "key": "r1",
         "headers": {"request_id": b"r1"},
         "payload": b"\xff\x00",
+        "num_bytes": 2,
         "stored_s": 1_700_000_000.5,
     }
     return DeadMessage(**(facts | others))
