@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import re
 import ssl
+from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +20,8 @@ from redis.backoff import NoBackoff
 from pice.errors import ConfigError, Full, TransportError
 
 OLDEST = (7, 0)
-_NUM_CONNECTIONS = 64
+_NUM_EXCHANGES = 4
+_MOST_TOGETHER = 128
 _TIMEOUT_S = 5.0
 _FULL_RETRY_S = 1.0
 _NTH = r"""(?:^|caused error: \(?['"]?)"""
@@ -65,26 +68,28 @@ class RedisLine:
 
 
 class RedisClient(RedisLine):
-    """Connections to one Redis, at most 64 for all tasks; further commands wait for one. Never repeats a command.
+    """Connections to one Redis for all tasks of a loop. Never repeats a command.
 
-    Store, queue and registry of a process share one; see `connect_redis` for what it is given.
+    What tasks say at the same time is sent together, and while `_NUM_EXCHANGES` of those are under way the rest gathers
+    for the next: a round trip serves many. Commands of different tasks may be done in any order. One that was begun
+    is done, whoever is cancelled. Store, queue and registry of a process share one; see `connect_redis` for what it is
+    given.
     """
 
     def __init__(self, url: str, *, password: str = "", ca_file: Path | None = None) -> None:
         self._url = url
         self._options = _OPTIONS | _credentials(url, password, ca_file)
-        pool = BlockingConnectionPool.from_url(
-            url, max_connections=_NUM_CONNECTIONS, timeout=_TIMEOUT_S, **self._options
-        )
+        pool = BlockingConnectionPool.from_url(url, max_connections=_NUM_EXCHANGES, timeout=_TIMEOUT_S, **self._options)
         options = pool.connection_kwargs
         super().__init__(Redis.from_pool(pool), f"Redis at {options.get('host', '')}:{options.get('port', 6379)}")
+        self._waiting = deque[_Said]()
+        self._exchanges = set[asyncio.Task[None]]()
+        self._is_called = False
         self._is_closed = False
 
     async def call(self, *words: Word) -> Any:
         """As `RedisLine.call`, from any task; raises TransportError once closed."""
-        if self._is_closed:
-            raise TransportError(f"the connection to {self._address} is closed")
-        return await super().call(*words)
+        return await self._say(words)
 
     async def run(self, script: Script, keys: Sequence[str], words: Sequence[Word]) -> Any:
         """What the script returns; `call` says what is raised."""
@@ -102,24 +107,80 @@ class RedisClient(RedisLine):
             return await self.call_all([("EVAL", script.source, *it) for it in counted])
 
     async def call_all(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
-        """The replies to commands that are sent together."""
+        """The replies to commands that are said together; raises what the first refused one does, when all are done."""
+        replies = await asyncio.gather(*[self._say(words) for words in commands], return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
+        return replies
+
+    def _say(self, words: Sequence[Word]) -> "asyncio.Future[Any]":
         if self._is_closed:
             raise TransportError(f"the connection to {self._address} is closed")
+        loop = asyncio.get_running_loop()
+        said = _Said(words, loop.create_future())
+        self._waiting.append(said)
+        if not self._is_called:
+            self._is_called = True
+            loop.call_soon(self._send)
+        return said.reply
+
+    def _send(self) -> None:
+        """Begins an exchange with what has gathered, if one may begin."""
+        self._is_called = False
+        if self._waiting and len(self._exchanges) < _NUM_EXCHANGES:
+            together = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_TOGETHER))]
+            exchange = asyncio.get_running_loop().create_task(self._exchange(together))
+            self._exchanges.add(exchange)
+            exchange.add_done_callback(self._next)
+
+    def _next(self, exchange: "asyncio.Task[None]") -> None:
+        self._exchanges.discard(exchange)
+        self._send()
+
+    async def _exchange(self, together: "Sequence[_Said]") -> None:
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.response_callbacks.clear()
-        for words in commands:
-            pipeline.execute_command(*words)
-        with _mapped(self._address):
-            replies: list[Any] = await pipeline.execute()
-            return replies
+        for said in together:
+            pipeline.execute_command(*said.words)
+        try:
+            replies = await pipeline.execute(raise_on_error=False)
+        except Exception as error:  # noqa: BLE001 - whoever said something is told, whatever it is
+            replies = [error] * len(together)
+        for said, reply in zip(together, replies, strict=True):
+            self._hand_out(said.reply, reply)
+
+    def _hand_out(self, future: "asyncio.Future[Any]", reply: Any) -> None:
+        if future.done():
+            return
+        if not isinstance(reply, Exception):
+            future.set_result(reply)
+            return
+        try:
+            with _mapped(self._address):
+                raise reply
+        except Exception as error:  # noqa: BLE001 - raised where it was said
+            future.set_exception(error)
 
     def line(self) -> RedisLine:
         """A connection of its own; whoever asked for it closes it. Outlives this client."""
         return RedisLine(Redis.from_url(self._url, single_connection_client=True, **self._options), self._address)
 
     async def close(self) -> None:
+        """What was said before is done first."""
         self._is_closed = True
+        while self._exchanges or self._waiting:
+            self._send()
+            await asyncio.gather(*self._exchanges)
         await super().close()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Said:
+    """A command, and where its reply goes."""
+
+    words: Sequence[Word]
+    reply: "asyncio.Future[Any]"
 
 
 async def connect_redis(url: str, *, password: str = "", ca_file: Path | None = None) -> RedisClient:

@@ -1,8 +1,10 @@
 """Connections to Redis: what is refused at start, and what becomes of a call that fails or is given up."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -215,3 +217,58 @@ async def test_refusal_of_a_redis_that_cannot_serve_now_may_be_tried_again(befor
         raise ResponseError(f"{before}MISCONF cannot write to disk")
     with pytest.raises(ResponseError, match="wrong kind"), _mapped("Redis"):
         raise ResponseError(f"{before}WRONGTYPE wrong kind of value, not BUSY")
+
+
+async def test_what_tasks_say_at_the_same_time_is_sent_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await connect_redis(redis_url())
+    sent, exchange = list[int](), client._exchange
+
+    async def counted(together: Sequence[Any]) -> None:
+        sent.append(len(together))
+        await exchange(together)
+
+    monkeypatch.setattr(client, "_exchange", counted)
+    try:
+        assert await asyncio.gather(*[client.call("ECHO", number) for number in range(300)]) == [
+            str(number).encode() for number in range(300)
+        ]
+    finally:
+        await client.close()
+    assert (sum(sent), len(sent)) == (300, 3)
+
+
+async def test_command_among_others_is_refused_alone() -> None:
+    client = await connect_redis(redis_url())
+    try:
+        replies = await asyncio.gather(
+            client.call("PING"), client.call("NOSUCH"), client.call("PING"), return_exceptions=True
+        )
+    finally:
+        await client.close()
+    assert (replies[0], replies[2]) == (b"PONG", b"PONG")
+    assert isinstance(replies[1], ConfigError)
+
+
+async def test_command_whose_caller_is_cancelled_is_done_and_disturbs_no_other() -> None:
+    client = await connect_redis(redis_url())
+    key = f"test:{uuid4().hex}"
+    try:
+        calls = [asyncio.create_task(client.call("INCR", key)) for _ in range(3)]
+        await asyncio.sleep(0)
+        calls[1].cancel()
+        replies = await asyncio.gather(*calls, return_exceptions=True)
+        assert (replies[0], replies[2]) == (1, 3)
+        assert isinstance(replies[1], asyncio.CancelledError)
+    finally:
+        await client.call("DEL", key)
+        await client.close()
+
+
+async def test_what_was_said_before_the_close_is_done() -> None:
+    client = await connect_redis(redis_url())
+    calls = [asyncio.create_task(client.call("ECHO", "said")) for _ in range(1000)]
+    await asyncio.sleep(0)
+    await client.close()
+    assert await asyncio.gather(*calls) == [b"said"] * 1000
+    with pytest.raises(TransportError, match="closed"):
+        await client.call("PING")
