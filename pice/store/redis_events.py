@@ -16,6 +16,8 @@ from pice.store.redis_record import MAX_BYTES, Fields, outcome_of, paired
 log = logging.getLogger(__name__)
 
 _BLOCK_S = 0.5
+_GATHER_S = 0.02
+"""Events come in bursts: after some a reader waits, so that one reading finds many."""
 _NUM_AT_ONCE = 256
 _FINAL = ("answered", "failed")
 AGAIN = ("again", "1")
@@ -42,6 +44,8 @@ async def follow(line: RedisLine, record: str, stream: str, left_s: Callable[[],
                 yield event
             if not events and wait_s <= 0:
                 return
+            if events and not reader.is_over:
+                await asyncio.sleep(_GATHER_S)
             block_s = _BLOCK_S
     finally:
         await line.close()
