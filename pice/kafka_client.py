@@ -53,7 +53,9 @@ _ADVICE: dict[type[BaseException], str] = {
     ssl.SSLError: "check kafka.ca_file, kafka.cert_file, and that this port takes TLS",
 }
 """What to change where Kafka refuses us for good."""
-_HUNG_UP = ": if it stays so, kafka.security_protocol does not fit this port"
+_HUNG_UP = (
+    ": if it stays so, kafka.security_protocol does not fit this port, or it wants a certificate (kafka.cert_file)"
+)
 UNREADABLE = (UnicodeDecodeError, refusals.CorruptRecordException, refusals.UnsupportedCodecError)
 """What reading ends with at a record that the broker took from a client of another make, and aiokafka cannot read."""
 _OUT_OF_STEP = (
@@ -265,5 +267,7 @@ def _mapped(where: str) -> Generator[None]:
         advice = next(text for kind, text in _ADVICE.items() if isinstance(error, kind))
         raise ConfigError(f"{where}: {error}: {advice}") from error
     except (refusals.KafkaError, refusals.ConsumerStoppedError, OSError) as error:
+        if isinstance(alert := error.__cause__, ssl.SSLError) and not isinstance(alert, ssl.SSLEOFError):
+            raise ConfigError(f"{where}: {alert}: {_ADVICE[ssl.SSLError]}") from error
         cause = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
         raise TransportError(f"{where}: {cause}") from error
