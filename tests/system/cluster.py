@@ -228,7 +228,7 @@ class Cluster:
     def json(self, *words: str) -> Any:
         """What a command that cannot but succeed prints as JSON."""
         ran = self.pice(*words, "--json")
-        assert (ran.code, ran.err) == (0, "")
+        assert (ran.code, ran.err) == (0, ""), f"{words}: {ran}"
         return json.loads(ran.out)
 
     def close(self) -> None:

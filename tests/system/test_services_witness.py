@@ -19,8 +19,12 @@ SITES, COLLECTOR = slice(1, 3), 3
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Of each request one candidate may wait; what is kept of it is kept for 4 s after its end."""
-    with deployment(tmp_path_factory.mktemp("witness"), "redis.max_candidates=1", "limits.record_ttl_s=4") as cluster:
+    """A site writes its segments one after the other, one candidate may wait, and what is known of a request is kept
+    for 4 s after its end."""
+    one_by_one = [f"{each}.max_inflight=1" for each in ("engines.small-a", "engines.small-b")]
+    in_order = [f"{each}.order=fcfs" for each in ("sites.a", "sites.b")]
+    few = ("redis.max_candidates=1", "limits.record_ttl_s=4", *one_by_one, *in_order)
+    with deployment(tmp_path_factory.mktemp("witness"), *few) as cluster:
         cluster.start_all(("cloud",), ("edge", "--site", "a"), ("edge", "--site", "b"), ("collector",))
         yield cluster
 
