@@ -131,14 +131,15 @@ class CloudNode:
         inflight.add(work)
         self._num_in_hand += 1
         try:
-            return await self._attempt(subscription, delivery, record, partial(inflight.remove, work))
+            rest_s = await self._attempt(delivery, record, partial(inflight.remove, work))
         finally:
             self._num_in_hand -= 1
             inflight.remove(work)
+        if rest_s is None:
+            await subscription.ack(delivery)
+        return rest_s
 
-    async def _attempt(
-        self, subscription: Subscription, delivery: Delivery, record: Record, ending: Callable[[], object]
-    ) -> float | None:
+    async def _attempt(self, delivery: Delivery, record: Record, ending: Callable[[], object]) -> float | None:
         request_id = record.request.request_id
         try:
             check_deliveries(delivery, self._policy.max_deliveries)
@@ -155,7 +156,6 @@ class CloudNode:
             ending()
             if await self._store.close_request(request_id, record.attempt, failure):
                 self._telemetry.closed(failure)
-        await subscription.ack(delivery)
         return None
 
     async def _answer(self, record: Record, ending: Callable[[], object]) -> None:

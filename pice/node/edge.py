@@ -149,11 +149,14 @@ class EdgeNode:
 
     async def _take(self, shift: _Shift, delivery: Delivery) -> float | None:
         context.request_id.set(delivery.key)
-        if (segment := await self._accept(shift.subscription, delivery)) is None:
+        if (segment := await self._accept(delivery)) is None:
+            await shift.subscription.ack(delivery)
             return None
         if (model := self._models.get(segment.model)) is None:
             error = f"site has no model {shown(segment.model)}, only {', '.join(self._models)}"
-            return await self._fail(shift.subscription, delivery, segment, error)
+            if (rest_s := await self._fail(delivery, segment, error)) is None:
+                await shift.subscription.ack(delivery)
+            return rest_s
         share = model.load.add(round(segment.words * TOKENS_PER_WORD))
         expansion = Expansion(segment, delivery, share, asyncio.get_running_loop().time())
         shift.inflight.add(expansion.work())
@@ -161,8 +164,8 @@ class EdgeNode:
         self._fill(shift, model)
         return None
 
-    async def _accept(self, subscription: Subscription, delivery: Delivery) -> Segment | None:
-        """The segment, if it is one, is for this site and is still wanted; else it is put aside or dropped."""
+    async def _accept(self, delivery: Delivery) -> Segment | None:
+        """The segment, if it is one, is for this site and is still wanted; else it is put aside or may be dropped."""
         try:
             segment = decode_as(Segment, delivery.payload)
             if segment.site != self._address.site:
@@ -170,12 +173,9 @@ class EdgeNode:
                 raise DecodeError(f"expected a segment for site {self._address.site}, got one for {other}")
         except DecodeError as error:
             await bury(self._transport, delivery, str(error), self._telemetry)
-            await subscription.ack(delivery)
             return None
-        if not await self._store.wanted(segment.request_id, segment.attempt, segment.index):
-            await subscription.ack(delivery)
-            return None
-        return segment
+        wanted = await self._store.wanted(segment.request_id, segment.attempt, segment.index)
+        return segment if wanted else None
 
     async def _refill(self, shift: _Shift) -> None:
         """Starts what waits as engines get room; a task of the group's own, so that none is begun once that ends."""
@@ -199,7 +199,7 @@ class EdgeNode:
             shift.inflight.remove(expansion.work())
             self._has_room.set()
 
-        work = partial(self._expand, model, expansion, shift)
+        work = partial(self._work_on, shift, model, expansion)
         task = shift.tasks.create_task(insist(shift.subscription, expansion.delivery, work, self._telemetry))
         task.add_done_callback(finished)
         expansion.task = task
@@ -212,12 +212,19 @@ class EdgeNode:
             while len(model.waiting):
                 model.waiting.pop().share.end()
 
-    async def _expand(self, model: Model, expansion: Expansion, shift: _Shift, delivery: Delivery) -> float | None:
-        """Publishes the candidate, and only then acknowledges the segment (P2)."""
-        segment, subscription = expansion.segment, shift.subscription
-        context.request_id.set(segment.request_id)
+    async def _work_on(self, shift: _Shift, model: Model, expansion: Expansion, delivery: Delivery) -> float | None:
+        context.request_id.set(expansion.segment.request_id)
+        shift.inflight.add(expansion.work())
+        rest_s = await self._expand(model, expansion)
+        shift.inflight.remove(expansion.work())
+        if rest_s is None:
+            await shift.subscription.ack(delivery)
+        return rest_s
+
+    async def _expand(self, model: Model, expansion: Expansion) -> float | None:
+        """Publishes the candidate. Only then may the segment be acknowledged (P2), or rest if that could not be."""
+        segment, delivery = expansion.segment, expansion.delivery
         if await self._is_over(segment):
-            await subscription.ack(delivery)
             return None
         try:
             check_deliveries(delivery, self._policy.max_deliveries)
@@ -227,8 +234,7 @@ class EdgeNode:
             if error.retriable and delivery.num_deliveries < self._policy.max_deliveries:
                 log.info("segment %s/%d will be tried again: %s", segment.request_id, segment.index, error)
                 return backoff_s(delivery.num_deliveries)
-            return await self._fail(subscription, delivery, segment, str(error))
-        await subscription.ack(delivery)
+            return await self._fail(delivery, segment, str(error))
         return None
 
     async def _is_over(self, segment: Segment) -> bool:
@@ -237,7 +243,7 @@ class EdgeNode:
             return False
         return not await self._store.wanted(segment.request_id, segment.attempt, segment.index)
 
-    async def _fail(self, subscription: Subscription, delivery: Delivery, segment: Segment, error: str) -> float | None:
+    async def _fail(self, delivery: Delivery, segment: Segment, error: str) -> float | None:
         """Says that there will be no candidate, so that the collector need not wait for one."""
         log.warning("segment %s/%d failed: %s", segment.request_id, segment.index, error)
         site = self._address.site
@@ -248,7 +254,6 @@ class EdgeNode:
             await bury(self._transport, delivery, f"{error}; {too_large}", self._telemetry)
         except TransportError:
             return backoff_s(delivery.num_deliveries)
-        await subscription.ack(delivery)
         return None
 
     def _busy(self) -> tuple[ModelState, ...]:

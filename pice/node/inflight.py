@@ -33,14 +33,20 @@ class InFlight:
         self._work: dict[str, list[Work]] = {}
 
     def add(self, work: Work) -> None:
-        self._work.setdefault(work.request_id, []).append(work)
+        """Adding it again changes nothing."""
+        held = self._work.setdefault(work.request_id, [])
+        if work not in held:
+            held.append(work)
 
-    def remove(self, work: Work) -> None:
-        kept = self._work.get(work.request_id)
-        if kept and work in kept:
-            kept.remove(work)
-            if not kept:
-                del self._work[work.request_id]
+    def remove(self, work: Work) -> bool:
+        """Before its delivery is acknowledged or given back, since news may come meanwhile; False if it was gone."""
+        held = self._work.get(work.request_id, [])
+        if work not in held:
+            return False
+        held.remove(work)
+        if not held:
+            del self._work[work.request_id]
+        return True
 
     async def watch(self, store: Store) -> None:
         """Drops and acknowledges what is no longer wanted, as the news of it comes; runs until cancelled. News that
@@ -74,9 +80,9 @@ class InFlight:
                     await self._drop(work)
 
     async def _drop(self, work: Work) -> None:
-        self.remove(work)
-        work.drop()
-        await self._subscription.ack(work.delivery)
+        if self.remove(work):
+            work.drop()
+            await self._subscription.ack(work.delivery)
 
     def _unwanted(self, news: Unwanted) -> list[Work]:
         return [

@@ -133,3 +133,29 @@ async def test_watch_that_is_cancelled_before_it_begins_leaves_no_reader(hands: 
     watch.cancel()
     await asyncio.wait([watch])
     assert hands.store._notices == set()
+
+
+class Slow(MemoryStore):
+    """Takes a second to say that nothing is wanted."""
+
+    async def wanted(self, request_id: str, attempt: int, index: int) -> bool:
+        await time_passes(1)
+        return False
+
+
+async def test_work_given_back_while_the_store_is_asked_is_not_acknowledged_for_who_has_it_now(hands: Hands) -> None:
+    work = await hands.take("one")
+    sweep = asyncio.ensure_future(hands.inflight.sweep(Slow(), every_s=2.0))
+    await time_passes(2.5)
+    hands.inflight.remove(work)
+    await hands.subscription.release(work.delivery)
+    await hands.subscription.receive()
+    await time_passes(1)
+    sweep.cancel()
+    assert (hands.dropped, hands.num_unacked) == ([], 1)
+
+
+async def test_work_that_is_added_twice_is_there_once(hands: Hands) -> None:
+    work = await hands.take("one")
+    hands.inflight.add(work)
+    assert [hands.inflight.remove(work) for _ in range(2)] == [True, False]
