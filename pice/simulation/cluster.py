@@ -81,8 +81,8 @@ class TrackingTransport:
 class Cluster:
     """Starts, kills and restarts nodes by name: `cloud-0`, `collector-1`, `site-paris`.
 
-    `session_s` is how long a broker takes to notice a dead subscriber and give its deliveries to others. With a
-    `secret` every site signs its candidates, and collectors ask for it.
+    `session_s` is how long a broker takes to notice a dead subscriber and give its deliveries to others, `reply_s` how
+    long to answer a call it has done. With a `secret` every site signs its candidates, and collectors ask for it.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Cluster:
         sites: Mapping[str, list[Engine]],
         rtt_s: float = 0.02,
         session_s: float = 3.0,
+        reply_s: float = 0.0,
         secret: str = "",
     ) -> None:
         self.transport = transport
@@ -108,6 +109,7 @@ class Cluster:
         self._sites = sites
         self._rtt_s = rtt_s
         self._session_s = session_s
+        self._reply_s = reply_s
         self._secret = secret
         self._loads: dict[str, list[Load]] = {}
         self._loop = asyncio.get_running_loop()
@@ -131,7 +133,7 @@ class Cluster:
 
     def spawn(self, name: str) -> Running:
         """Starts a node, or starts it again after its death."""
-        life = Life(on_death=lambda: self._died(running))
+        life = Life(on_death=lambda: self._died(running), reply_s=self._reply_s)
         tracking = TrackingTransport(self.transport)
         node = self._make(name, mortal(tracking, life), mortal(self.store, life))
         stopping = asyncio.Event()

@@ -31,9 +31,12 @@ class Life:
     further call of its ports ends in CancelledError without any effect.
     """
 
-    def __init__(self, on_death: Callable[[], None]) -> None:
+    def __init__(self, on_death: Callable[[], None], *, reply_s: float = 0.0) -> None:
+        """`reply_s` is how long after its effect a call is answered, but for `receive`:
+        what was received stands here already."""
         self.dead = False
         self._calls_left = 0
+        self._reply_s = reply_s
         self._refusing = False
         self._num_refused = 0
         self._on_death = on_death
@@ -72,7 +75,9 @@ class Life:
         if self._refusing and self._num_refused % 3:
             raise TransportError("the broker is away")
 
-    def answer(self) -> None:
+    async def answer(self, *, at_once: bool) -> None:
+        if self._reply_s and not at_once:
+            await asyncio.sleep(self._reply_s)
         if self._refusing:
             raise TransportError("the broker went away")
 
@@ -98,17 +103,17 @@ class _Mortal:
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._port, name)
         if inspect.iscoroutinefunction(attribute):
-            return self._waiting(attribute, may_fail=name != "close")
+            return self._waiting(attribute, name)
         return attribute
 
-    def _waiting(self, method: Callable[..., Any], *, may_fail: bool) -> Callable[..., Any]:
+    def _waiting(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
         async def call(*args: Any, **kwargs: Any) -> Any:
             await self._life.pass_through()
-            if may_fail:
+            if name != "close":
                 self._life.ask()
             result = await method(*args, **kwargs)
-            if may_fail:
-                self._life.answer()
+            if name != "close":
+                await self._life.answer(at_once=name == "receive")
             return mortal(result, self._life) if isinstance(result, FaultySubscription) else result
 
         return call

@@ -26,6 +26,8 @@ from tests.simulation.promises import FORGED, IMPOSTURE, NEWS_S, SWEEP_S, Audito
 
 TIMEOUT_S = 60.0
 GRACE_S = 6.0
+NUM_ASKED = 50
+"""How many calls, one after another, may stand between the end of a request and a site that hears of it."""
 QUESTIONS = ("How do tides work?", "What makes a good garden?", "Compare rail and road.", "Why is the sky blue?")
 
 
@@ -59,11 +61,12 @@ class Scenario:
         self.lost_notices = draw.choice([0.0, 0.0, 0.5])
         draw = seeded(seed, "brokers")
         self.num_outages, self.secret = draw.choice([0, 0, 1, 2]), draw.choice(["", "between us"])
+        self.reply_s = draw.choice([0.0, 0.0, 0.002, 0.02])
         self.faults = self._faults(seeded(seed, "faults"))
 
     async def play(self) -> Result:
         store = WatchedStore(max_open=64, rng=seeded(self.seed, "store"), lost_notices=self.lost_notices)
-        news_s = SWEEP_S if self.lost_notices else NEWS_S
+        news_s = (SWEEP_S if self.lost_notices else NEWS_S) + NUM_ASKED * self.reply_s
         auditor = Auditor(store, idle_s=math.inf if self.num_cuts or self.num_outages else news_s)
         transport = FaultyTransport(seeded(self.seed, "transport"), self.faults, witness=auditor)
         engines = self._engines()
@@ -74,6 +77,7 @@ class Scenario:
             self._policies(),
             cloud=engines[CLOUD_SITE][0],
             sites={name: engines[name] for name in self.sites},
+            reply_s=self.reply_s,
             secret=self.secret,
         )
         for engine in (engine for site in engines.values() for engine in site):
