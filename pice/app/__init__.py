@@ -1,16 +1,17 @@
 """Settings -> running objects: the only package that names adapters."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from pice.app.engines import LlamaOptions as LlamaOptions
 from pice.app.engines import bench_model as bench_model
 from pice.app.engines import make_engine as make_engine
 from pice.app.one_process import in_one_process
+from pice.app.packages import cluster_packages
 from pice.app.roles import Roles as Roles
 from pice.config import load_settings
-from pice.errors import ConfigError, InputError
+from pice.errors import InputError
 from pice.loop import Shutdown
 from pice.pipeline import Pipeline
 from pice.settings import Settings
@@ -32,21 +33,13 @@ def open_pipeline(settings: Settings) -> AbstractAsyncContextManager[Pipeline]:
     """A pipeline, ready to answer: of the services where the settings name brokers, else in this process."""
     if settings.kafka is None:
         return in_one_process(settings)
-    with _cluster_packages():
+    with cluster_packages():
         from pice.app.cluster import in_cluster
     return in_cluster(settings)
 
 
 async def serve(settings: Settings, roles: Roles, shutdown: Shutdown) -> int:
     """Runs services of a deployment; see `pice.app.services.serve`."""
-    with _cluster_packages():
+    with cluster_packages():
         from pice.app.services import serve
     return await serve(settings, roles, shutdown)
-
-
-@contextmanager
-def _cluster_packages() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"a deployment needs the package {error.name}: pip install 'pice[cluster]'") from error

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pice.app import _cluster_packages
+from pice.app.packages import cluster_packages
 from pice.app.roles import Roles
 from pice.core import CLOUD_SITE
 from pice.settings import Settings
@@ -30,7 +30,7 @@ def topic_specs(settings: Settings) -> "list[TopicSpec]":
     Raises:
         ConfigError: the settings name no brokers.
     """
-    with _cluster_packages():
+    with cluster_packages():
         from pice.app.cluster import brokers_of
         from pice.transport.kafka_topics import TopicSpec
     kafka, _ = brokers_of(settings)
@@ -96,7 +96,7 @@ async def replay_dead(settings: Settings, dead_id: str) -> "DeadMessage":
     Raises:
         InputError: there is none with this ID, or it cannot be replayed.
     """
-    with _cluster_packages():
+    with cluster_packages():
         from pice.app.cluster import open_ports
     known = [CANDIDATES, *(spec.name for spec in topic_specs(settings) if spec.name != DEAD)]
     async with open_ports(settings) as ports:
@@ -118,7 +118,7 @@ def _dead(settings: Settings) -> "KafkaDead":
 
 
 def _options(settings: Settings) -> "KafkaOptions":
-    with _cluster_packages():
+    with cluster_packages():
         from pice.app.cluster import brokers_of, kafka_options
     kafka, _ = brokers_of(settings)
     return kafka_options(kafka, settings.limits.max_message_bytes)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from pice.app import _cluster_packages
+from pice.app.packages import cluster_packages
 from pice.config import read_secret
 from pice.core import SiteState
 from pice.errors import ConfigError, InputError
@@ -84,7 +84,7 @@ async def open_sites(settings: Settings) -> AsyncIterator[Sites]:
             "sites are registered in Redis, and the settings have no [redis]: pass the --config of a deployment, as "
             "config/cluster.toml"
         )
-    with _cluster_packages():
+    with cluster_packages():
         from pice.redis_client import connect_redis
         from pice.registry.redis import RedisRegistry
         from pice.store.redis import RedisStore
