@@ -323,12 +323,14 @@ def figures(worked: Soak, elapsed_s: float, beside: dict[str, float], num_kills:
     tally = worked.tally
     last = [sample for sample in worked.samples if sample.kills == tally.kills]
     own, engine = growth_bytes([it.own_bytes for it in last]), growth_bytes([it.engine_bytes for it in last])
+    flat_over_s = last[-1].at_s - last[0].at_s if last else 0.0
     queue_s = sorted(tally.queue_s) or [0.0]
     checks = {
         "every segment answered or given up": not tally.lost and tally.answered + tally.given_up == tally.asked,
         "none wrong": not tally.wrong and tally.ties <= FEW_TIES * tally.answered,
         "killed as often as asked": tally.kills == num_kills,
-        "memory flat": max(own, engine) < GROWTH_BYTES,
+        "memory flat, watched for a quarter of the time": max(own, engine) < GROWTH_BYTES
+        and flat_over_s > elapsed_s / 4,
         "event loop never blocked over 20 ms": worked.lateness.num_blocked == 0,
     }
     return {
@@ -341,7 +343,7 @@ def figures(worked: Soak, elapsed_s: float, beside: dict[str, float], num_kills:
         "own_growth_bytes": own,
         "engine_growth_bytes": engine,
         "engine_bytes": last[-1].engine_bytes if last else 0,
-        "flat_over_s": last[-1].at_s - last[0].at_s if last else 0.0,
+        "flat_over_s": flat_over_s,
         "loop_late_most_s": worked.lateness.most_s,
         "loop_blocked_over_20_ms": worked.lateness.num_blocked,
         "loop_late_over_20_ms": worked.lateness.num_late,
