@@ -50,9 +50,9 @@ class Client:
             Overloaded: refused before anything was started; says when to come back.
             DeadlineExceeded: nobody ended the request in time.
         """
+        began_s = self._store.now()
         opened = await self._submit(request)
-        ended = False
-        until_s = self._store.now() + request.timeout_s + _GRACE_S
+        ended, until_s = False, began_s + request.timeout_s + _GRACE_S
         try:
             async with aclosing(self._store.follow(request.request_id, until_s=until_s)) as events:
                 async for event in events:

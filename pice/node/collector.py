@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 64
 _RETRY_S = 0.5
+_PLACE_WITHIN_S = 2.0
+"""Longer than a queue takes that is there. One that is away must not keep a collector from what else is due."""
 
 
 class CollectorNode:
@@ -52,7 +54,7 @@ class CollectorNode:
         self._secret = secret
         self._telemetry = telemetry
         self._stats = ModelStats()
-        self._placer = Placer(transport, store, planner, telemetry)
+        self._placer = Placer(transport, store, planner, telemetry, within_s=_PLACE_WITHIN_S)
         self._news = SiteNews(store, planner, max_age_s=site_news_age_s)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -118,15 +120,22 @@ class CollectorNode:
             await self._advance(candidate.request_id, candidate.index)
 
     async def _serve_due(self) -> None:
-        while True:
-            try:
-                due = await self._store.take_due()
-            except TransportError as error:
-                log.warning("it cannot be seen what is due: %s", error)
-                await asyncio.sleep(_RETRY_S)
-                continue
-            for request_id in due:
-                await self._advance_if_possible(request_id)
+        """Some at once, so that one that waits for the queue keeps no other from its deadline."""
+        slots = asyncio.Semaphore(_AT_ONCE)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                for request_id in await self._take_due():
+                    await slots.acquire()
+                    task = tasks.create_task(self._advance_if_possible(request_id))
+                    task.add_done_callback(lambda _: slots.release())
+
+    async def _take_due(self) -> list[str]:
+        try:
+            return await self._store.take_due()
+        except TransportError as error:
+            log.warning("it cannot be seen what is due: %s", error)
+            await asyncio.sleep(_RETRY_S)
+            return []
 
     async def _advance_if_possible(self, request_id: str) -> None:
         """What could not be done now is due again after the store's lease."""

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from pice.core import CLOUD_SITE, Candidate, Curve, Event, Placement, Span
+from pice.core import CLOUD_SITE, Answer, Candidate, Curve, Event, Failure, Placement, Span
 from pice.store.base import Unwanted
 from pice.store.memory import MemoryStore
 from pice.transport.base import CANDIDATES
@@ -304,6 +304,25 @@ async def test_placement_that_cannot_be_published_is_tried_again(stage: Stage, p
     stage.transport._max_messages = 10
     await rome.receive()
     assert stage.store.now() == pytest.approx(3.5)
+
+
+async def test_queue_that_takes_nothing_keeps_a_collector_from_no_deadline(
+    stage: Stage, paris: Site, rome: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    stage.collector(hedge_min_s=2.0)
+    await stage.sealed(PARIS)
+    monkeypatch.setattr(stage.transport, "publish", never)
+    await stage.store.open(a_request("other", timeout_s=2.5))
+    await time_passes(2.6)
+    other = await stage.record("other")
+    assert isinstance(other.outcome, Failure)
+    await time_passes((await stage.record()).deadline_s)
+    answer = (await stage.record()).outcome
+    assert isinstance(answer, Answer)
+    assert answer.degraded == (0,)
 
 
 async def test_drained_collector_counts_no_more(stage: Stage, paris: Site) -> None:

@@ -1,9 +1,11 @@
 """A segment goes to its site once, and only if the record will have it."""
 
+import asyncio
+
 import pytest
 
 from pice.core import Failure, Placement
-from pice.errors import Full
+from pice.errors import Full, TransportError
 from pice.node.placing import Placer
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from tests.node.stage import SEGMENTS, Stage
@@ -42,3 +44,19 @@ async def test_segment_that_cannot_be_sent_is_not_noted(stage: Stage, placer: Pl
     with pytest.raises(Full):
         await placer.send(segment, ROME)
     assert [it.site for it in (await stage.record()).segments[0].placements] == ["paris"]
+
+
+async def test_segment_that_is_not_taken_in_time_stays_noted_since_it_may_come_yet(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    planner = EarliestFinish(PlanPolicy())
+    await stage.site("rome")
+    planner.see(await stage.store.sites())
+    (segment,) = await stage.sealed(("paris", "small"))
+    monkeypatch.setattr(stage.transport, "publish", never)
+    with pytest.raises(TransportError, match="within 2 s"):
+        await Placer(stage.transport, stage.store, planner, within_s=2.0).send(segment, ROME)
+    assert [it.site for it in (await stage.record()).segments[0].placements] == ["paris", "rome"]
