@@ -136,6 +136,19 @@ async def test_looking_for_a_topic_does_not_make_it(kafka: OwnKafka) -> None:
         assert state.num_partitions == 0
 
 
+@pytest.mark.parametrize(
+    ("user", "topics"),
+    [
+        (CLOUD, {REQUESTS, DEAD, OURS, THEIRS, CLOUDS}),
+        (COLLECTOR, {REQUESTS, JOBS, DEAD, OURS, THEIRS, CLOUDS}),
+        (SITE, {OURS, DEAD}),
+    ],
+)
+async def test_service_may_check_the_topics_it_uses(kafka: OwnKafka, user: str, topics: set[str]) -> None:
+    """Those of `pice.app.admin.used_topics`."""
+    await KafkaTopics(kafka.options(user)).check([spec for spec in SPECS if spec.name in topics])
+
+
 async def test_site_may_not_read_another_pool_or_what_is_not_a_sites(kafka: OwnKafka) -> None:
     async with connected(kafka.options(SITE)) as site:
         for topic in (THEIRS, CLOUDS, REQUESTS, JOBS):
