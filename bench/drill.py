@@ -33,7 +33,7 @@ def command(
     with cluster_packages():
         from bench.drill_faults import FULL, QUICK
         from bench.drill_play import drill
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that brokers are away is no news here
+    logging.disable()  # that brokers are away is no news here
     num_wanted = num_requests or (300 if quick else 2000)
     with asyncio.Runner(loop_factory=loop_factory(LoopName.uvloop)) as runner:
         found = runner.run(drill(num_wanted, QUICK if quick else FULL, keep))
