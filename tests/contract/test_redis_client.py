@@ -272,3 +272,12 @@ async def test_what_was_said_before_the_close_is_done() -> None:
     assert await asyncio.gather(*calls) == [b"said"] * 1000
     with pytest.raises(TransportError, match="closed"):
         await client.call("PING")
+
+
+async def test_connection_that_breaks_as_something_is_sent_is_an_outage() -> None:
+    from pice.redis_client import _mapped
+
+    with pytest.raises(TransportError, match="does not answer"), _mapped("Redis"):
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+    with pytest.raises(RuntimeError, match="a fault of ours"), _mapped("Redis"):
+        raise RuntimeError("a fault of ours")
