@@ -24,6 +24,7 @@ class KafkaProducer:
         self._kafka = kafka
         self._producer: Any = None
         self._useless: Any = None
+        self._why = "Kafka cannot be reached"
         self._closed = False
         self._renewing = asyncio.Lock()
 
@@ -65,13 +66,24 @@ class KafkaProducer:
             await stop_producer(self._producer)
 
     async def _useful(self) -> Any:
+        """Who waited for another's attempt to replace the producer, and in vain, does not try once more."""
+        has_waited = self._renewing.locked()
         async with self._renewing:
             if self._closed:
                 raise TransportError("the connection to Kafka is closed")
             if self._producer is self._useless:
-                await stop_producer(self._producer)
-                self._producer = await self._kafka.producer()
+                if has_waited:
+                    raise TransportError(self._why)
+                await self._renew()
             return self._producer
+
+    async def _renew(self) -> None:
+        await stop_producer(self._producer)
+        try:
+            self._producer = await self._kafka.producer()
+        except TransportError as error:
+            self._why = str(error)
+            raise
 
     async def _find(self, producer: Any, topic: str, partition: int) -> None:
         """Looks for a partition that was added since this producer last looked."""
