@@ -155,10 +155,10 @@ class _Deployment:
             yield self._kept("jobs", lambda: jobs_node(settings, ports, telemetry).run)
 
     async def _pulse(self, stopping: asyncio.Event) -> None:
-        """Asks the store for a little, again and again, so that an idle process too hears that it is away, or back."""
+        """Asks the store again and again for what every role may, so that an idle process too hears that it is away."""
         while not stopping.is_set():
             with suppress(TransportError):
-                await self._ports.store.sites()
+                await self._ports.store.wanted("", 0, 0)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSE_S):
                     await stopping.wait()

@@ -131,12 +131,12 @@ async def test_node_that_an_absent_broker_ended_is_started_again() -> None:
 async def test_idle_service_asks_the_store_for_a_little_again_and_again() -> None:
     asked_s, clock, stopping = list[float](), asyncio.get_running_loop(), asyncio.Event()
 
-    async def sites() -> None:
+    async def wanted(*_: object) -> None:
         asked_s.append(clock.time())
         raise TransportError("Redis is gone")
 
     clock.call_later(3.5, stopping.set)
-    ports = SimpleNamespace(store=SimpleNamespace(sites=sites))
+    ports = SimpleNamespace(store=SimpleNamespace(wanted=wanted))
     await deployment(Roles(collector=True), ports=ports)._pulse(stopping)
     assert (asked_s, clock.time()) == ([0.0, 1.0, 2.0, 3.0], 3.5)
 
