@@ -124,7 +124,8 @@ class Client:
             except TransportError as error:
                 if isinstance(error, Full) or not error.retriable or self._closed or clock() + pause_s > until_s:
                     raise
-                log.warning("request %s waits to be published: %s", key, error)
+                if pause_s == _FIRST_PAUSE_S:
+                    log.warning("request %s waits to be published: %s", key, error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
