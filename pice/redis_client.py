@@ -273,10 +273,6 @@ def _mapped(address: str) -> Generator[None]:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise ConfigError(f"{address} shows a certificate we do not trust: {error}: check ca_file") from error
         raise TransportError(f"{address} does not answer: {error}") from error
-    except RuntimeError as error:  # of uvloop, where a connection breaks off in the moment in which something is sent
-        if "closed" not in str(error):
-            raise
-        raise TransportError(f"{address} has broken off: {error}") from error
     except RuntimeError as error:  # uvloop's word for a connection that broke as something was sent
         if "handler is closed" not in str(error):
             raise

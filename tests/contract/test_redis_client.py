@@ -281,25 +281,3 @@ async def test_connection_that_breaks_as_something_is_sent_is_an_outage() -> Non
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
     with pytest.raises(RuntimeError, match="a fault of ours"), _mapped("Redis"):
         raise RuntimeError("a fault of ours")
-
-
-@pytest.mark.parametrize(
-    ("said", "raised"),
-    [
-        ("unable to perform operation on <TCPTransport closed=True>; the handler is closed", TransportError),
-        ("a bug", RuntimeError),
-    ],
-    ids=["connection that broke off while something was sent", "anything else"],
-)
-async def test_run_time_error_is_an_outage_only_where_a_connection_was_closed(
-    said: str, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = await connect_redis(redis_url())
-
-    async def breaks(*_: object, **__: object) -> None:
-        raise RuntimeError(said)
-
-    monkeypatch.setattr("redis.asyncio.client.Pipeline.execute", breaks)
-    with pytest.raises(raised, match="closed|bug"):
-        await client.call("PING")
-    await client.close()
