@@ -1,6 +1,7 @@
 """A request's record as the fields of a hash, which `pice.store.redis_scripts` lists."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from pice.core import (
     Answer,
@@ -16,12 +17,13 @@ from pice.core import (
     Span,
 )
 from pice.errors import DecodeError
-from pice.message.codec import decode, decode_as, encode, pack, unpack
+from pice.message.codec import W, decode, decode_as, encode, pack, unpack
 from pice.redis_client import Word
 
 MAX_BYTES = 64 * 1024 * 1024
 """Longest value that is read back: an outcome holds every candidate's text."""
 _NUM_DIGITS = 10
+_LONGEST_KEPT = 8192
 
 Fields = Mapping[bytes, bytes]
 
@@ -70,14 +72,25 @@ def outcome_of(payload: bytes) -> Answer | Failure:
     return outcome
 
 
+def _value(cls: type[W], payload: bytes) -> W:
+    """As `decode_as`. A record is read many times while little of it changes, and all that is in it is frozen: so what
+    was read before is taken again."""
+    if len(payload) <= _LONGEST_KEPT and isinstance(kept := _kept(payload), cls):
+        return kept
+    return decode_as(cls, payload, max_bytes=MAX_BYTES)
+
+
+_kept = lru_cache(maxsize=8192)(decode)
+
+
 def _record(fields: Fields) -> Record:
     return Record(
-        decode_as(Request, fields[b"request"], max_bytes=MAX_BYTES),
+        _value(Request, fields[b"request"]),
         opened_s=float(fields[b"opened"]),
         deadline_s=float(fields[b"deadline"]),
         attempt=int(fields[b"attempt"]),
         begun_s=float(fields.get(b"begun", 0)),
-        plan=decode_as(Plan, fields[b"plan"]) if b"plan" in fields else None,
+        plan=_value(Plan, fields[b"plan"]) if b"plan" in fields else None,
         sketch=_sketch(fields[b"sketch"]) if b"sketch" in fields else (),
         sketch_prompt_tokens=int(fields.get(b"prompt_tokens", 0)),
         sketch_output_tokens=int(fields.get(b"output_tokens", 0)),
@@ -93,20 +106,18 @@ def _sketch(payload: bytes) -> tuple[Point, ...]:
     points = unpack(payload)
     if not isinstance(points, tuple):
         raise DecodeError(f"expected the points of a sketch, got a {type(points).__name__}")
-    return tuple(decode_as(Point, point) for point in points)
+    return tuple(_value(Point, point) for point in points)
 
 
 def _segments(fields: Fields) -> dict[int, SegmentRecord]:
-    segments = {
-        index: SegmentRecord(decode_as(Segment, value, max_bytes=MAX_BYTES)) for index, value in _of(b"s", fields)
-    }
+    segments = {index: SegmentRecord(_value(Segment, value)) for index, value in _of(b"s", fields)}
     for index, value in _numbered(b"p", fields):
-        segments[index].placements.append(decode_as(Placement, value))
+        segments[index].placements.append(_value(Placement, value))
     for index, value in _numbered(b"c", fields):
-        candidate = decode_as(Candidate, value, max_bytes=MAX_BYTES)
+        candidate = _value(Candidate, value)
         segments[index].candidates[candidate.site, candidate.model] = candidate
     for index, value in _of(b"x", fields):
-        segments[index].choice = decode_as(Span, value, max_bytes=MAX_BYTES)
+        segments[index].choice = _value(Span, value)
     return segments
 
 
