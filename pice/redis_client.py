@@ -17,7 +17,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from pice.errors import ConfigError, Full, TransportError
+from pice.errors import ConfigError, DecodeError, Full, TransportError
 
 OLDEST = (7, 0)
 _NUM_EXCHANGES = 4
@@ -58,6 +58,7 @@ class RedisLine:
             TransportError: Redis is gone, does not answer or cannot serve now; perhaps it was done.
             Full: Redis has no memory left; it was not done.
             ConfigError: it refuses this user, or does not know the command.
+        DecodeError: a key holds something that is not ours.
         """
         with _mapped(self._address):
             return await self._redis.execute_command(*words)
@@ -288,6 +289,8 @@ def _answered(address: str, error: refusals.ResponseError) -> Exception:
         return _refused(address, error)
     if _UNKNOWN.search(text):  # not shown: it quotes what was sent, and that may be a password
         return ConfigError(f"{address} lacks a command: expected Redis {OLDEST[0]}.{OLDEST[1]} or newer, all enabled")
+    if "WRONGTYPE" in text:
+        return DecodeError(f"{address} has something else under a key of ours; does another program use it? {text}")
     return error
 
 

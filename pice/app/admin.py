@@ -1,63 +1,33 @@
 """Settings -> what an operator does to the queue: topics made and looked at, dead messages listed and replayed."""
 
-from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pice.app.packages import cluster_packages
-from pice.app.roles import Roles
-from pice.core import CLOUD_SITE
+from pice.app.topics import brokers_of, topic_specs
 from pice.settings import Settings
-from pice.transport.base import CANDIDATES, DEAD, JOBS, REQUESTS, segments_topic
+from pice.transport.base import CANDIDATES, DEAD
 
 if TYPE_CHECKING:
     from pice.kafka_client import KafkaOptions
     from pice.transport.kafka_dead import DeadMessage as DeadMessage
     from pice.transport.kafka_dead import KafkaDead
-    from pice.transport.kafka_topics import KafkaTopics, TopicSpec
+    from pice.transport.kafka_topics import KafkaTopics
     from pice.transport.kafka_topics import TopicChange as TopicChange
     from pice.transport.kafka_topics import TopicState as TopicState
 
-_DAY_S = 86_400.0
-_DEAD_S = 14 * _DAY_S
-"""Long enough for somebody who was away to look at what failed."""
 
-
-def topic_specs(settings: Settings) -> "list[TopicSpec]":
-    """The topics of a deployment: each pool's has a partition for every configured site. A request's messages are
-    of no use after its deadline, at most a day; a job's as long as its results are kept.
+async def check_brokers(settings: Settings) -> int:
+    """How many topics a deployment has, all of them as they have to be.
 
     Raises:
-        ConfigError: the settings name no brokers.
+        ConfigError, TransportError: a broker refuses us or does not answer, or a topic is not as it has to be.
     """
     with cluster_packages():
-        from pice.app.cluster import brokers_of
-        from pice.transport.kafka_topics import TopicSpec
-    kafka, _ = brokers_of(settings)
-    pools = Counter(site.pool for site in settings.sites.values()) | Counter({CLOUD_SITE: 1})
-    wanted = [
-        (REQUESTS, kafka.num_partitions, _DAY_S),
-        (JOBS, kafka.num_partitions, settings.jobs.keep_s),
-        (DEAD, 1, _DEAD_S),
-        *((segments_topic(pool), num_sites, _DAY_S) for pool, num_sites in sorted(pools.items())),
-    ]
-    return [TopicSpec(*it, kafka.replication_factor) for it in wanted]
-
-
-def used_topics(settings: Settings, roles: Roles) -> "list[TopicSpec]":
-    """What services in these roles cannot do without, for `KafkaTopics.check`: any number of partitions will do, since
-    a site makes sure of its own.
-
-    Raises:
-        ConfigError: the settings name no brokers.
-    """
-    segments = {segments_topic(CLOUD_SITE), *(segments_topic(site.pool) for site in settings.sites.values())}
-    names = {DEAD, *(segments_topic(settings.sites[name].pool) for name in roles.sites)}
-    if roles.cloud or roles.collector:
-        names |= {REQUESTS, *segments}
-    if roles.collector:
-        names.add(JOBS)
-    return [replace(spec, num_partitions=1) for spec in topic_specs(settings) if spec.name in names]
+        from pice.app.cluster import open_ports
+    specs = topic_specs(settings)
+    async with open_ports(settings) as ports:
+        await ports.topics.check(specs)
+    return len(specs)
 
 
 async def create_topics(settings: Settings) -> "list[TopicChange]":
@@ -119,6 +89,6 @@ def _dead(settings: Settings) -> "KafkaDead":
 
 def _options(settings: Settings) -> "KafkaOptions":
     with cluster_packages():
-        from pice.app.cluster import brokers_of, kafka_options
+        from pice.app.cluster import kafka_options
     kafka, _ = brokers_of(settings)
     return kafka_options(kafka, settings.limits.max_message_bytes)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from pice.app.nodes import Ports, new_planner
 from pice.app.patience import Patience, patient
+from pice.app.topics import brokers_of, check_topic
 from pice.config import read_secret
 from pice.core import Plan, Request
-from pice.errors import ConfigError
 from pice.kafka_client import KafkaOptions
 from pice.node.client import Client
 from pice.node.sites import SiteNews
@@ -21,7 +21,7 @@ from pice.registry.base import Registry
 from pice.registry.redis import RedisRegistry
 from pice.settings import KafkaSettings, RedisSettings, Settings
 from pice.store.redis import RedisStore
-from pice.transport.base import CANDIDATES
+from pice.transport.base import CANDIDATES, REQUESTS
 from pice.transport.kafka import KafkaTransport
 from pice.transport.kafka_topics import KafkaTopics
 from pice.transport.redis import RedisTransport
@@ -100,6 +100,7 @@ async def in_cluster(settings: Settings) -> AsyncIterator[Pipeline]:
     """
     rng = random.Random(int.from_bytes(os.urandom(16)))
     async with open_ports(settings) as ports:
+        await check_topic(settings, ports.topics, REQUESTS)
         planner = new_planner(settings)
         news = SiteNews(ports.store, planner, max_age_s=_NEWS_AGE_S)
 
@@ -113,20 +114,6 @@ async def in_cluster(settings: Settings) -> AsyncIterator[Pipeline]:
             yield Pipeline(settings, client, plan, rng)
         finally:
             await client.close()
-
-
-def brokers_of(settings: Settings) -> tuple[KafkaSettings, RedisSettings]:
-    """The tables of both brokers.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    if settings.kafka is None or settings.redis is None:
-        raise ConfigError(
-            "this needs a deployment: the tables [kafka] and [redis] in the configuration, as in config/cluster.toml; "
-            "without, all runs in one process: `pice ask` and `pice batch run`"
-        )
-    return settings.kafka, settings.redis
 
 
 def kafka_options(kafka: KafkaSettings, max_bytes: int) -> KafkaOptions:

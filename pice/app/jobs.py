@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pice.app.capacity import line_timeout_s
+from pice.app.topics import check_topic
 from pice.errors import ConfigError
 from pice.jobs.base import JobStore
 from pice.node.client import Client
 from pice.node.jobs import JobsNode, JobsPolicy
 from pice.node.telemetry import SILENT, Telemetry
 from pice.settings import Settings
-from pice.transport.base import Transport
+from pice.transport.base import JOBS, Transport
 
 if TYPE_CHECKING:
     from pice.app.cluster import ClusterPorts
@@ -54,6 +55,7 @@ async def open_jobs(settings: Settings) -> AsyncIterator[JobPorts]:
     except ModuleNotFoundError as error:
         raise ConfigError(f"a deployment needs the package {error.name}: pip install 'pice[cluster]'") from error
     async with open_ports(settings) as ports:
+        await check_topic(settings, ports.topics, JOBS)
         yield JobPorts(ports.transport, _job_store(settings, ports))
 
 

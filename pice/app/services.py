@@ -11,17 +11,17 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from pice.app.admin import used_topics
 from pice.app.cluster import ClusterPorts, open_ports
 from pice.app.engines import all_sites, start_engines
 from pice.app.jobs import jobs_node
 from pice.app.nodes import Membership, Run, cloud_node, cloud_site, collector, edge_node, new_planner, running
 from pice.app.patience import Patience
 from pice.app.roles import Roles
+from pice.app.topics import used_topics
 from pice.config import read_secret, with_keys
 from pice.core import CLOUD_SITE
 from pice.engine.base import Engine
-from pice.errors import TransportError
+from pice.errors import ConfigError, TransportError
 from pice.loop import Shutdown
 from pice.message.signing import site_key
 from pice.node.cloud import CloudNode
@@ -213,7 +213,12 @@ class _Deployment:
         """What the site signs with: its own key, or the one that follows where this process knows the secret."""
         site = self._settings.sites[name]
         own = read_secret(site.key, site.key_file, f"sites.{name}.key_file")
-        return own or (site_key(self._secret, name) if self._secret else "")
+        due = site_key(self._secret, name) if self._secret else ""
+        if own and due and own != due:
+            raise ConfigError(
+                f"sites.{name}.key does not follow from security.secret: expected what `pice sites key {name}` prints"
+            )
+        return own or due
 
     def _kept(self, name: str, make: Callable[[], Run]) -> Run:
         async def run(stopping: asyncio.Event) -> None:

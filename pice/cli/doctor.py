@@ -17,6 +17,7 @@ import orjson
 import typer
 
 from pice.app import make_engine
+from pice.app.admin import check_brokers
 from pice.cli.options import ConfigOption, SetOption
 from pice.cli.session import FAILED, OK
 from pice.config import load_settings
@@ -24,7 +25,7 @@ from pice.errors import PiceError
 from pice.loop import INTERRUPTED, Shutdown, run
 from pice.settings import EngineSettings, LlamaCppSettings, Settings
 
-EXTRAS = ("", "hub", "llama")
+EXTRAS = ("", "cluster", "hub", "llama")
 """What of the package's requirements something here imports; engines behind a server need nothing of their own."""
 LEAST_PYTHON = (3, 11)
 
@@ -70,12 +71,11 @@ def machine_checks() -> Iterator[Check]:
 def package_checks(settings: Settings | None) -> Iterator[Check]:
     """Each package that this one names; those of an extra are needed where `settings` use it."""
     llama = settings is not None and any(isinstance(each, LlamaCppSettings) for each in settings.engines.values())
+    used = {"": True, "llama": llama, "cluster": settings is not None and settings.kafka is not None}
     for requirement in requires("pice") or ():
         extra = "".join(re.findall(r"extra == ['\"]([\w-]+)['\"]", requirement))
         if extra in EXTRAS:
-            yield _package_check(
-                requirement.partition(";")[0].strip(), extra, needed=not extra or (extra == "llama" and llama)
-            )
+            yield _package_check(requirement.partition(";")[0].strip(), extra, needed=used.get(extra, False))
 
 
 def _package_check(requirement: str, extra: str, *, needed: bool) -> Check:
@@ -96,10 +96,12 @@ def folder_checks() -> Iterator[Check]:
 
 
 def run_model_checks(settings: Settings) -> list[Check]:
-    """Each engine, loaded by itself and closed again. A first signal ends it, as it may take long."""
+    """The brokers, and each engine, loaded by itself and closed again. A first signal ends it, as it may take long."""
     checks: list[Check] = []
 
     async def check_all() -> None:
+        if settings.kafka is not None:
+            checks.append(await _broker_check(settings))
         for name, engine in settings.engines.items():
             checks.append(await _model_check(name, engine))
 
@@ -114,6 +116,14 @@ def run_model_checks(settings: Settings) -> list[Check]:
     if run(main) == INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
     return checks
+
+
+async def _broker_check(settings: Settings) -> Check:
+    try:
+        num_topics = await check_brokers(settings)
+    except PiceError as error:
+        return Check("brokers", False, str(error), remedy="mend what it says and run this again")
+    return Check("brokers", True, f"Kafka and Redis answer, {num_topics} topics are as they have to be")
 
 
 async def _model_check(name: str, settings: EngineSettings) -> Check:

@@ -48,7 +48,7 @@ class RedisJobs:
         return _job(job_id, await self._client.call("HGETALL", self._key(job_id)))
 
     async def jobs(self) -> list[Job]:
-        ids = [each.decode() for each in await self._client.call("ZRANGE", self._index, 0, -1, "REV")]
+        ids = [each.decode(errors="replace") for each in await self._client.call("ZRANGE", self._index, 0, -1, "REV")]
         replies = await self._client.call_all([("HGETALL", self._key(job_id)) for job_id in ids]) if ids else []
         found = [(job_id, _job(job_id, reply)) for job_id, reply in zip(ids, replies, strict=True)]
         if gone := [job_id for job_id, job in found if job is None]:

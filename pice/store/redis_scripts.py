@@ -227,9 +227,11 @@ redis.call('SADD', KEYS[2], ARGV[1])
 SITES = _ending("""
 local found = {}
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  local known = redis.call('HMGET', ARGV[1] .. name, 'until', 'ttl', 'state')
+  local known = redis.pcall('HMGET', ARGV[1] .. name, 'until', 'ttl', 'state')
   local left = (tonumber(known[1]) or 0) - now()
-  if not known[1] then
+  if known.err then
+    table.insert(found, {name, ''})
+  elseif not known[1] then
     redis.call('SREM', KEYS[1], name)
   elseif left > 0 and left <= 2 * (tonumber(known[2]) or 0) then
     table.insert(found, {name, known[3] or ''})
@@ -238,4 +240,4 @@ end
 return found
 """)
 """KEYS beating; state key without the site -> site and state of each that lives. One that would live for more than
-twice its time is dead: the clock was set back."""
+twice its time is dead: the clock was set back. What is no heartbeat has no state."""

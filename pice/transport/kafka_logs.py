@@ -20,12 +20,18 @@ def hush() -> None:
         logging.getLogger(name).addFilter(_SELDOM)
 
 
+_NOT_YET = "[Error 15] GroupCoordinatorNotAvailableError"
+"""What a Kafka says that is making its own topic of groups; clients ask again at once."""
+
+
 class _Seldom(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._seen_s: dict[tuple[str, int], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if _NOT_YET in record.getMessage():
+            return False
         kind = (record.pathname, record.lineno)
         if abs(record.created - self._seen_s.get(kind, -_SELDOM_S)) < _SELDOM_S:
             return False

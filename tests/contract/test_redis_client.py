@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from pice.errors import ConfigError, TransportError
+from pice.errors import ConfigError, DecodeError, TransportError
 from pice.redis_client import Script, connect_redis
 from tests.brokers import redis_url
 from tests.contract.own_redis import OwnRedis, make_certificates, saying
@@ -215,8 +215,8 @@ async def test_refusal_of_a_redis_that_cannot_serve_now_may_be_tried_again(befor
 
     with pytest.raises(TransportError, match="cannot serve now"), _mapped("Redis"):
         raise ResponseError(f"{before}MISCONF cannot write to disk")
-    with pytest.raises(ResponseError, match="wrong kind"), _mapped("Redis"):
-        raise ResponseError(f"{before}WRONGTYPE wrong kind of value, not BUSY")
+    with pytest.raises(ResponseError, match="syntax"), _mapped("Redis"):
+        raise ResponseError(f"{before}ERR syntax error, not BUSY")
 
 
 async def test_what_tasks_say_at_the_same_time_is_sent_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,3 +281,15 @@ async def test_connection_that_breaks_as_something_is_sent_is_an_outage() -> Non
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
     with pytest.raises(RuntimeError, match="a fault of ours"), _mapped("Redis"):
         raise RuntimeError("a fault of ours")
+
+
+async def test_key_of_another_kind_is_none_of_ours() -> None:
+    client = await connect_redis(redis_url())
+    key = f"test:{uuid4().hex}"
+    try:
+        await client.call("SET", key, "a string")
+        with pytest.raises(DecodeError, match="something else under a key of ours"):
+            await client.call("HGETALL", key)
+    finally:
+        await client.call("DEL", key)
+        await client.close()

@@ -156,15 +156,16 @@ async def test_heartbeat_that_is_none_or_of_another_site_is_told_once_and_silent
     stores: tuple[RedisStore, RedisStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     store = stores[0]
-    for site in ("junk", "liar", "paris", "timeless"):
+    for site in ("junk", "liar", "paris", "timeless", "wrong"):
         await store.heartbeat(state(site), ttl_s=30)
+    await store._client.call("SET", store._keys.state("wrong"), "no hash")
     await store._client.call("HSET", store._keys.state("junk"), "state", b"\xff")
     await store._client.call("HSET", store._keys.state("timeless"), "until", "x", "ttl", "y")
     await store._client.call("HSET", store._keys.state("liar"), "state", encode(state("rome")))
     for _ in range(2):
         assert await store.sites() == [state("paris")]
     told = sorted(record.getMessage() for record in caplog.records)
-    assert [text.split(" is taken for silent")[0] for text in told] == ["site 'junk'", "site 'liar'"]
+    assert [text.split(" is taken for silent")[0] for text in told] == ["site 'junk'", "site 'liar'", "site 'wrong'"]
     await store.heartbeat(state("liar"), ttl_s=30)
     assert await store.sites() == [state("liar"), state("paris")]
 

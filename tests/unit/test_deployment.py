@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pice.app.admin import topic_specs
+from pice.app.topics import topic_specs
 from pice.cli import app
 from pice.config import load, load_settings
 from pice.errors import ConfigError

@@ -130,7 +130,9 @@ class Program:
         self.wait_until(self._answers)
 
     def pause(self) -> None:
+        """Returns once it stands: threads of it may go on for a moment after the signal."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)

@@ -10,7 +10,7 @@ from pice.errors import ConfigError
 
 pytest.importorskip("aiokafka", reason="aiokafka is not installed: pip install 'pice[cluster]'")
 
-from pice.app.admin import topic_specs, used_topics
+from pice.app.topics import topic_specs, used_topics
 
 PLAIN = """\
 [engines.big]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import pice
-from pice.app.cluster import brokers_of, kafka_options, redis_password
+from pice.app.cluster import kafka_options, redis_password
 from pice.app.roles import Roles
+from pice.app.topics import brokers_of
 from pice.config import load_settings
 from pice.errors import ConfigError
 from pice.loop import Shutdown

@@ -91,6 +91,11 @@ def test_site_signs_with_its_own_key_or_the_one_that_follows_from_a_secret_it_ma
     assert deployment(roles, *overrides)._key(site) == key
 
 
+def test_key_that_does_not_follow_from_the_secret_is_refused_where_both_are_known() -> None:
+    with pytest.raises(ConfigError, match="does not follow from security"):
+        deployment(Roles(sites=("lyon",), cloud=True), "sites.lyon.key=own", SECRET)._key("lyon")
+
+
 def test_edge_needs_no_file_of_the_cluster_secret(tmp_path: Path) -> None:
     absent = f"security.secret_file={tmp_path / 'absent'}"
     deployment(Roles(sites=("lyon",)), absent)

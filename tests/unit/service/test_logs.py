@@ -21,7 +21,13 @@ def logging_as_before() -> Iterator[None]:
     root, names = logging.getLogger(), ("aiokafka", "httpcore", "httpx", "redis")
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in names}
+    filtered = {name: logging.getLogger(name) for name in root.manager.loggerDict if name.startswith(names)}
+    filters = {name: logger.filters[:] for name, logger in filtered.items()}
+    for logger in filtered.values():
+        logger.filters.clear()
     yield
+    for name, logger in filtered.items():
+        logger.filters[:] = filters[name]
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(capture=False)
