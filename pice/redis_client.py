@@ -28,6 +28,8 @@ _NTH = r"""(?:^|caused error: \(?['"]?)"""
 """Where the words of Redis begin: of one command among several its client first says which."""
 _IS_AWAY = re.compile(f"{_NTH}(?:LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|NOREPLICAS|UNBLOCKED|BUSY)")
 """How Redis refuses what it may take later."""
+_IS_SPENT = re.compile("exhausted the last possible ID|smaller than the target stream top item")
+"""Of a stream to which somebody gave the last id there is: it takes nothing until an operator deletes it."""
 _MAY_NOT = re.compile(r"NOPERM|NOAUTH|The user executing the script|ACL failure in script")
 """How it refuses this user, within a script too."""
 _UNKNOWN = re.compile(f"{_NTH}unknown (?:sub)?command", re.IGNORECASE)
@@ -283,7 +285,7 @@ def _mapped(address: str) -> Generator[None]:
 def _answered(address: str, error: refusals.ResponseError) -> Exception:
     """What a refusal means; the error itself where it is our own fault."""
     text = str(error)
-    if isinstance(error, refusals.ReadOnlyError) or _IS_AWAY.search(text):
+    if isinstance(error, refusals.ReadOnlyError) or _IS_AWAY.search(text) or _IS_SPENT.search(text):
         return TransportError(f"{address} cannot serve now: {text}")
     if _MAY_NOT.search(text):
         return _refused(address, error)

@@ -20,8 +20,8 @@ class RedisRegistry:
     async def register(self, name: str, pool: str) -> int:
         keys = (self._site(name), self._pool(pool), self._names)
         known, partition = await self._client.run(REGISTER, keys, (name, pool))
-        if known.decode() != pool:
-            raise ConfigError(in_another_pool(name, known.decode(), pool))
+        if (known_pool := known.decode(errors="replace")) != pool:
+            raise ConfigError(in_another_pool(name, known_pool, pool))
         return int(partition)
 
     async def acquire(self, name: str, holder: str, *, lease_s: float) -> int | None:

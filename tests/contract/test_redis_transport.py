@@ -334,3 +334,27 @@ async def test_full_redis_refuses_messages_and_lets_work_be_finished(own_redis: 
     assert [delivery.payload for delivery in await take(subscription)] == [second.payload]
     await transport.close()
     await client.close()
+
+
+@pytest.mark.parametrize("kind", ["stream", "bell"])
+async def test_shard_whose_last_id_somebody_took_is_an_outage_of_that_shard_until_it_is_deleted(
+    client: RedisClient, prefix: str, make: Make, kind: str
+) -> None:
+    transport = make(num_shards=2)
+    subscription = await transport.subscribe(TOPIC, group="g")
+    await transport.publish(TOPIC, b"other shard", partition=0)
+    assert [it.payload for it in await take(subscription)] == [b"other shard"]
+    await client.call("SET", f"{prefix}:{{01}}:asleep:{TOPIC}", 1)
+    spent = f"{prefix}:{{01}}:{kind}:{TOPIC}"
+    await client.call("DEL", spent)
+    await client.call("XADD", spent, f"{2**64 - 1}-{2**64 - 1}", "payload", "evil")
+    with pytest.raises(TransportError, match="cannot serve now"):
+        await transport.publish(TOPIC, b"too late", partition=1)
+    await transport.publish(TOPIC, b"still served", partition=0)
+    await subscription.close()
+    await client.call("DEL", spent)
+    subscription = await transport.subscribe(TOPIC, group="g")
+    await transport.publish(TOPIC, b"again", partition=1)
+    async with asyncio.timeout(10):
+        while (await subscription.receive()).payload != b"again":
+            pass
