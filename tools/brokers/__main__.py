@@ -29,6 +29,10 @@ PROGRAMS: dict[str, Callable[[Path, int], Broker]] = {"PICE_KAFKA": start_kafka,
 CONTAINERS: dict[str, Callable[[int], Broker]] = {"PICE_KAFKA": docker.start_kafka, "PICE_REDIS": docker.start_redis}
 
 
+SETTINGS = {"PICE_KAFKA": "PICE_KAFKA__BOOTSTRAP_SERVERS", "PICE_REDIS": "PICE_REDIS__URL"}
+"""What tests read, and the settings of services that say the same."""
+
+
 @contextmanager
 def brokers(ports: dict[str, int] | None = None) -> Iterator[dict[str, str]]:
     """The brokers' addresses by variable; those started here end with the block.
@@ -66,7 +70,7 @@ def up(ports: dict[str, int]) -> int:
     try:
         with brokers(ports) as addresses:
             for variable, address in addresses.items():
-                print(f"export {variable}={address}", flush=True)
+                print(f"export {variable}={address} {SETTINGS[variable]}={address}", flush=True)
             signal.sigwait({signal.SIGINT, signal.SIGTERM})
     except NoBrokers as error:
         print(f"brokers: {error}", file=sys.stderr)
