@@ -61,7 +61,7 @@ class Client:
             if not ended and self._closed:
                 raise Cancelled(_CLOSED)
             if not ended:
-                message = f"nothing ended the request within its {request.timeout_s:g} s: are cloud and collector running?"
+                message = f"nothing ended the request within its {request.timeout_s:g} s: do cloud and collector run?"
                 if opened:
                     await self._end(request.request_id, "deadline_exceeded", message)
                 raise DeadlineExceeded(message)

@@ -68,7 +68,7 @@ async def test_request_whose_asker_is_cancelled_is_cancelled(stage: Stage) -> No
 
 
 async def test_request_that_nobody_ends_fails_soon_after_its_deadline(stage: Stage) -> None:
-    with pytest.raises(DeadlineExceeded, match="are cloud and collector running"):
+    with pytest.raises(DeadlineExceeded, match="do cloud and collector run"):
         await stage.client.ask(a_request(timeout_s=10.0))
     assert stage.store.now() == pytest.approx(15.0)
     assert (await stage.failure()).code == "deadline_exceeded"
