@@ -45,12 +45,13 @@ class Subscription(Protocol):
 
         Raises:
             TransportError: the subscription is closed, or the broker is gone for good.
+            ConfigError: the broker refuses us for good; says what to change.
         """
         ...
 
     async def ack(self, delivery: Delivery) -> None:
         """This delivery is finished. In any order; an adapter whose broker keeps a position commits the highest
-        contiguous finished one. Acknowledging twice does nothing."""
+        contiguous finished one. Acknowledging twice does nothing, also when it has gone to another meanwhile."""
         ...
 
     async def release(self, delivery: Delivery, *, delay_s: float = 0.0) -> None:
@@ -87,7 +88,11 @@ class Transport(Protocol):
         self, topic: str, *, group: str, partition: int | None = None, prefetch: int = 64
     ) -> Subscription:
         """Joins `group` on all of `topic`, or with `partition` reads just that one by assignment, so that members
-        coming and going elsewhere never move it."""
+        coming and going elsewhere never move it.
+
+        Raises:
+            ConfigError: the topic or partition is missing, or the broker refuses us for good; says what to change.
+        """
         ...
 
     async def close(self) -> None:
