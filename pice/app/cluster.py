@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pice.app.nodes import Ports, new_planner
 from pice.app.patience import Patience, patient
@@ -26,6 +27,8 @@ from pice.transport.kafka import KafkaTransport
 from pice.transport.kafka_topics import KafkaTopics
 from pice.transport.redis import RedisTransport
 from pice.transport.routed import RoutedTransport
+
+T = TypeVar("T")
 
 _NEWS_AGE_S = 1.0
 
@@ -52,17 +55,12 @@ async def open_ports(settings: Settings, patience: Patience | None = None) -> As
     limits = settings.limits
     async with AsyncExitStack() as stack:
 
-        async def reached(name: str, connect: Callable[[], Awaitable[None]]) -> None:
-            await (patience.insist(connect, name) if patience else connect())
+        async def reached(name: str, connect: Callable[[], Awaitable[T]]) -> T:
+            return await (patience.insist(connect, name) if patience else connect())
 
-        client = None
-
-        async def connect() -> None:
-            nonlocal client
-            client = await connect_redis(redis.url, password=redis_password(redis), ca_file=redis.ca_file)
-
-        await reached("redis", connect)
-        assert client is not None
+        client = await reached(
+            "redis", lambda: connect_redis(redis.url, password=redis_password(redis), ca_file=redis.ca_file)
+        )
         stack.push_async_callback(client.close)
         store = RedisStore(
             client, prefix=redis.prefix, max_open=limits.max_open_requests, record_ttl_s=limits.record_ttl_s

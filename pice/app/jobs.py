@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pice.app.capacity import line_timeout_s
-from pice.app.topics import check_topic
-from pice.errors import ConfigError
+from pice.app.packages import cluster_packages
+from pice.app.topics import brokers_of, check_topic
 from pice.jobs.base import JobStore
 from pice.node.client import Client
 from pice.node.jobs import JobsNode, JobsPolicy
@@ -28,19 +28,6 @@ class JobPorts:
     jobs: JobStore
 
 
-def check_deployment(settings: Settings) -> None:
-    """Refuses settings without brokers.
-
-    Raises:
-        ConfigError: says what else there is.
-    """
-    if settings.kafka is None or settings.redis is None:
-        raise ConfigError(
-            "jobs run in a deployment: expected the tables [kafka] and [redis] in the configuration, as in "
-            "config/cluster.toml; `pice batch run` answers a file without them"
-        )
-
-
 @asynccontextmanager
 async def open_jobs(settings: Settings) -> AsyncIterator[JobPorts]:
     """The jobs of a deployment.
@@ -49,11 +36,9 @@ async def open_jobs(settings: Settings) -> AsyncIterator[JobPorts]:
         ConfigError: there are no brokers in the settings, or one refuses us.
         TransportError: one does not answer.
     """
-    check_deployment(settings)
-    try:
+    brokers_of(settings)
+    with cluster_packages():
         from pice.app.cluster import open_ports
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"a deployment needs the package {error.name}: pip install 'pice[cluster]'") from error
     async with open_ports(settings) as ports:
         await check_topic(settings, ports.topics, JOBS)
         yield JobPorts(ports.transport, _job_store(settings, ports))
@@ -80,5 +65,5 @@ def jobs_node(settings: Settings, ports: "ClusterPorts", telemetry: Telemetry = 
 def _job_store(settings: Settings, ports: "ClusterPorts") -> JobStore:
     from pice.jobs.redis import RedisJobs
 
-    assert settings.redis is not None
-    return RedisJobs(ports.redis, prefix=settings.redis.prefix, keep_s=settings.jobs.keep_s)
+    _, redis = brokers_of(settings)
+    return RedisJobs(ports.redis, prefix=redis.prefix, keep_s=settings.jobs.keep_s)

@@ -27,8 +27,8 @@ def brokers_of(settings: Settings) -> tuple[KafkaSettings, RedisSettings]:
     """
     if settings.kafka is None or settings.redis is None:
         raise ConfigError(
-            "this needs a deployment: the tables [kafka] and [redis] in the configuration, as in config/cluster.toml; "
-            "without, all runs in one process: `pice ask` and `pice batch run`"
+            "this needs a deployment: expected the tables [kafka] and [redis] in the configuration, as in "
+            "config/cluster.toml; without, all runs in one process: `pice ask` and `pice batch run`"
         )
     return settings.kafka, settings.redis
 

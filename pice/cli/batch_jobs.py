@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pice.app.jobs import JobPorts, check_deployment, open_jobs
+from pice.app.jobs import JobPorts, open_jobs
+from pice.app.topics import brokers_of
 from pice.batch.fetch import fetch_results
 from pice.batch.job_object import job_list, job_object
 from pice.batch.progress import Progress
@@ -183,7 +184,7 @@ async def _status(ports: JobPorts, job_id: str | None, *, as_json: bool) -> int:
 
 def _settings(config: Path | None, override: list[str] | None) -> Settings:
     settings = load_settings(config, override or ())
-    check_deployment(settings)
+    brokers_of(settings)
     return settings
 
 
