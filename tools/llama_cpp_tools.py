@@ -30,6 +30,8 @@ FLAGS = (
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
 )
+LEFT_OUT = "-DCMAKE_PROJECT_llama.cpp_INCLUDE"
+"""By this, `make venv` leaves out what these programs need."""
 
 
 class NotBuilt(Exception):
@@ -84,10 +86,9 @@ class Tools:
         if shutil.which("cmake") is None:
             raise NotBuilt("expected cmake, found none: install CMake (3.14 or newer) and a C++ compiler")
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        whole = "-DCMAKE_PROJECT_llama.cpp_INCLUDE="  # these programs need what tools/llama_cpp_python.cmake leaves out
-        flags = [*FLAGS, *shlex.split(os.environ.get("CMAKE_ARGS", "")), whole]
+        own = [flag for flag in shlex.split(os.environ.get("CMAKE_ARGS", "")) if not flag.startswith(LEFT_OUT)]
         folders = ["-S", str(self._source / "vendor" / "llama.cpp"), "-B", str(self._build)]
-        _run(["cmake", *folders, *generator, *flags], "CMake cannot set the build up; is there a C++ compiler?")
+        _run(["cmake", *folders, *generator, *FLAGS, *own], "CMake cannot set the build up; is there a C++ compiler?")
 
     def build(self, num_jobs: int) -> None:
         """Compiles.
