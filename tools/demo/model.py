@@ -84,16 +84,18 @@ def logits(weights: Weights, shape: Shape, tokens: Array, positions: Array, docu
     rotation = _rotation(shape, positions)
     order = jnp.arange(tokens.shape[1])
     visible = (documents[:, :, None] == documents[:, None, :]) & (order[:, None] >= order[None, :])
-    x = weights["embedding"][tokens].astype(dtype)
+    x = weights["embedding"][tokens.reshape(-1)].astype(dtype)
     for layer in weights["layers"]:
         layer = jax.tree.map(lambda weight: weight.astype(dtype), layer)
         x = x + _attention(layer, shape, _norm(x, layer["attention_norm"]), rotation, visible[:, None])
         x = x + _ffn(layer, _norm(x, layer["ffn_norm"]))
-    return (_norm(x, weights["norm"]) @ weights["embedding"].astype(dtype).T).astype(jnp.float32)
+    wide = (_norm(x, weights["norm"]) @ weights["embedding"].astype(dtype).T).astype(jnp.float32)
+    return wide.reshape(*tokens.shape, shape.vocabulary)
 
 
 def _attention(layer: Weights, shape: Shape, x: Array, rotation: tuple[Array, Array], visible: Array) -> Array:
-    rows, length, _ = x.shape
+    """For `x` (rows * tokens, width): with one dimension to sum over, the gradient of a matrix copies no input."""
+    rows, length = visible.shape[0], visible.shape[-1]
 
     def heads(name: str) -> Array:
         return (x @ layer[name]).reshape(rows, length, shape.heads, shape.head_width).transpose(0, 2, 1, 3)
@@ -101,7 +103,7 @@ def _attention(layer: Weights, shape: Shape, x: Array, rotation: tuple[Array, Ar
     query, key = _rotate(heads("query"), rotation), _rotate(heads("key"), rotation)
     scores = (query @ key.swapaxes(-1, -2)).astype(jnp.float32) * shape.head_width**-0.5
     weights = jax.nn.softmax(jnp.where(visible, scores, -1e30), axis=-1).astype(x.dtype)
-    mixed = (weights @ heads("value")).transpose(0, 2, 1, 3).reshape(rows, length, shape.width)
+    mixed = (weights @ heads("value")).transpose(0, 2, 1, 3).reshape(rows * length, shape.width)
     return mixed @ layer["output"]
 
 
