@@ -20,7 +20,7 @@ FROM build AS llama
 RUN apt-get update \
     && apt-get install -y --no-install-recommends build-essential \
     && rm -rf /var/lib/apt/lists/*
-COPY tools/llama_cpp_python.cmake tools/
+COPY tools/ggml_cpu.cmake tools/llama_cpp_python.cmake tools/
 ARG LLAMA_CMAKE_ARGS="-DGGML_NATIVE=OFF"
 RUN CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=/build/tools/llama_cpp_python.cmake ${LLAMA_CMAKE_ARGS}" \
     pip wheel --no-cache-dir --no-deps --no-binary llama-cpp-python -c constraints.txt -w /wheels llama-cpp-python

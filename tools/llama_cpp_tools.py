@@ -30,8 +30,9 @@ FLAGS = (
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
 )
-LEFT_OUT = "-DCMAKE_PROJECT_llama.cpp_INCLUDE"
-"""By this, `make venv` leaves out what these programs need."""
+READ_FIRST = "-DCMAKE_PROJECT_llama.cpp_INCLUDE="
+"""The file llama.cpp's project() reads. That of `make venv` leaves out what these programs need."""
+GGML_CPU = Path(__file__).with_name("ggml_cpu.cmake")
 
 
 class NotBuilt(Exception):
@@ -86,9 +87,10 @@ class Tools:
         if shutil.which("cmake") is None:
             raise NotBuilt("expected cmake, found none: install CMake (3.14 or newer) and a C++ compiler")
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        own = [flag for flag in shlex.split(os.environ.get("CMAKE_ARGS", "")) if not flag.startswith(LEFT_OUT)]
+        own = [flag for flag in shlex.split(os.environ.get("CMAKE_ARGS", "")) if not flag.startswith(READ_FIRST)]
+        flags = [*FLAGS, *own, f"{READ_FIRST}{GGML_CPU}"]
         folders = ["-S", str(self._source / "vendor" / "llama.cpp"), "-B", str(self._build)]
-        _run(["cmake", *folders, *generator, *FLAGS, *own], "CMake cannot set the build up; is there a C++ compiler?")
+        _run(["cmake", *folders, *generator, *flags], "CMake cannot set the build up; is there a C++ compiler?")
 
     def build(self, num_jobs: int) -> None:
         """Compiles.

@@ -155,6 +155,8 @@ class Life:
 
 def how_ended(returncode: int | None) -> str:
     """In words, what `Process.returncode` says."""
+    if returncode == -signal.SIGILL:
+        return "by SIGILL (llama.cpp is not built right for this processor: see Installation in docs/llama-cpp.md)"
     try:
         return f"by {signal.Signals(-(returncode or 0)).name}"
     except ValueError:
