@@ -5,7 +5,7 @@ import hashlib
 import re
 import ssl
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from redis import exceptions as refusals
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -70,13 +70,26 @@ class RedisLine:
         await self._redis.aclose()
 
 
+class _LentLine(RedisLine):
+    """One whose connection goes back to those of its client."""
+
+    def __init__(self, redis: Any, address: str, closed: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(redis, address)
+        self._closed = closed
+
+    async def close(self) -> None:
+        await super().close()
+        await self._closed()
+
+
 class RedisClient(RedisLine):
     """Connections to one Redis for all tasks of a loop. Never repeats a command.
 
     What tasks say at the same time is sent together, and while `_NUM_EXCHANGES` of those are under way the rest gathers
     for the next: a round trip serves many. Commands of different tasks may be done in any order. One that was begun
-    is done, whoever is cancelled. Store, queue and registry of a process share one; see `connect_redis` for what it is
-    given.
+    is done, whoever is cancelled. Lines that were closed are kept for who asks next, as many as there were at once:
+    to connect costs more than a request's events. Store, queue and registry of a process share one; see
+    `connect_redis` for what it is given.
     """
 
     def __init__(self, url: str, *, password: str = "", ca_file: Path | None = None) -> None:
@@ -87,6 +100,7 @@ class RedisClient(RedisLine):
         super().__init__(Redis.from_pool(pool), f"Redis at {options.get('host', '')}:{options.get('port', 6379)}")
         self._waiting = deque[_Said]()
         self._exchanges = set[asyncio.Task[None]]()
+        self._lines = ConnectionPool.from_url(url, **self._options)
         self._is_called = False
         self._is_closed = False
 
@@ -166,8 +180,15 @@ class RedisClient(RedisLine):
             future.set_exception(error)
 
     def line(self) -> RedisLine:
-        """A connection of its own; whoever asked for it closes it. Outlives this client."""
-        return RedisLine(Redis.from_url(self._url, single_connection_client=True, **self._options), self._address)
+        """A connection of its own, one that was used before if there is any; whoever asked for it closes it. Outlives
+        this client."""
+        redis = Redis(connection_pool=self._lines, single_connection_client=True)
+        return _LentLine(redis, self._address, self._hang_up)
+
+    async def _hang_up(self) -> None:
+        """Once this client is closed, its lines are not kept for others."""
+        if self._is_closed:
+            await self._lines.disconnect(inuse_connections=False)
 
     async def close(self) -> None:
         """What was said before is done first."""
@@ -175,6 +196,7 @@ class RedisClient(RedisLine):
         while self._exchanges or self._waiting:
             self._send()
             await asyncio.gather(*self._exchanges)
+        await self._hang_up()
         await super().close()
 
 

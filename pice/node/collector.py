@@ -7,7 +7,7 @@ from functools import partial
 
 from pice.answer.normalise import ModelStats
 from pice.answer.steps import Choose, Close, EnsemblePolicy, Place, Step, next_steps
-from pice.core import Answer, Candidate, Event, Placement, Record, Segment, Span
+from pice.core import Answer, Candidate, Placement, Record, Segment
 from pice.errors import DecodeError, TransportError
 from pice.message.codec import decode_as
 from pice.message.fields import shown
@@ -19,7 +19,7 @@ from pice.node.placing import Placer
 from pice.node.sites import SiteNews
 from pice.node.telemetry import SILENT, Telemetry
 from pice.plan.base import Planner, Target, Where
-from pice.store.base import Counted, Store
+from pice.store.base import Chosen, Counted, Store
 from pice.transport.base import CANDIDATES, Delivery, Subscription, Transport
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,8 @@ class CollectorNode:
         return is_signed(key, delivery.payload, delivery.headers.get(SIGNATURE, b""))
 
     async def _count(self, delivery: Delivery, candidate: Candidate) -> None:
-        counted = await self._store.add_candidate(candidate)
+        await self._news.refresh()
+        counted, record = await self._store.add_candidate(candidate)
         self._telemetry.counted(candidate, counted)
         name = f"{candidate.request_id}/{candidate.index}"
         if counted is Counted.FOREIGN:
@@ -116,8 +117,8 @@ class CollectorNode:
             self._planner.finished(candidate)
             if candidate.logprob_mean is not None and not candidate.error:
                 self._stats.observe(candidate.model, candidate.logprob_mean)
-        if counted in (Counted.NEW, Counted.REPEATED):
-            await self._advance(candidate.request_id, candidate.index)
+        if record is not None:
+            await self._advance(candidate.request_id, record, only=candidate.index)
 
     async def _serve_due(self) -> None:
         """Some at once, so that one that waits for the queue keeps no other from its deadline."""
@@ -141,38 +142,44 @@ class CollectorNode:
         """What could not be done now is due again after the store's lease."""
         context.request_id.set(request_id)
         try:
-            await self._advance(request_id)
+            await self._news.refresh()
+            await self._advance(request_id, await self._store.record(request_id))
         except (TransportError, DecodeError) as error:
             log.warning("request %s: %s", request_id, error)
 
-    async def _advance(self, request_id: str, index: int | None = None) -> None:
-        """Takes every step that the record allows now, then says when to look again. A candidate (`index`) by which
-        its segment is chosen is news of no other, and what is due for those stays so."""
-        await self._news.refresh()
-        while (record := await self._store.record(request_id)) is not None and record.outcome is None:
+    async def _advance(self, request_id: str, record: Record | None, *, only: int | None = None) -> None:
+        """Takes every step that the record allows now, then says when to look again. A candidate by which its segment
+        (`only`) is chosen is news of no other, and what is due for those stays so. When to look again is told from a
+        record that was read for that: what is due is what was said last, and a seal makes it due at once."""
+        while record is not None and record.outcome is None:
             now_s = self._store.now()
-            steps, wake_s = next_steps(record, now_s, self._policy, self._stats, self._place, only=index)
+            steps, wake_s = next_steps(record, now_s, self._policy, self._stats, self._place, only=only)
+            if not steps:
+                if only is None:
+                    return await self._store.set_due(request_id, wake_s)
+                if _is_chosen(record, only):
+                    return None
+                only, record = None, await self._store.record(request_id)
+                continue
             try:
-                for step in steps:
-                    await self._take(request_id, record.attempt, step)
+                taken = [await self._take(request_id, record.attempt, step) for step in steps]
             except TransportError as error:
                 log.warning("request %s: %s", request_id, error)
-                await self._store.set_due(request_id, now_s + _RETRY_S)
-                return
-            if not steps and index is None:
-                await self._store.set_due(request_id, wake_s)
-                return
-            if not steps and index is not None and _is_chosen(record, index):
-                return
-            if not steps or any(isinstance(step, Place) for step in steps):
-                index = None
+                return await self._store.set_due(request_id, now_s + _RETRY_S)
+            if only is not None and taken == [Chosen.MADE]:
+                return None
+            if any(isinstance(step, Place) for step in steps):
+                only = None
+            record = await self._store.record(request_id)
+        return None
 
-    async def _take(self, request_id: str, attempt: int, step: Step) -> None:
+    async def _take(self, request_id: str, attempt: int, step: Step) -> Chosen | None:
         match step:
             case Choose(span):
-                if await self._store.choose(request_id, attempt, span):
+                chosen = await self._store.choose(request_id, attempt, span)
+                if chosen is not Chosen.REFUSED:
                     self._telemetry.chosen(span)
-                    await self._store.emit(_chosen(request_id, attempt, span))
+                return chosen
             case Place(segment, placement):
                 await self._placer.send(segment, placement)
             case Close(outcome):
@@ -180,6 +187,7 @@ class CollectorNode:
                     self._telemetry.closed(outcome)
                     if isinstance(outcome, Answer):
                         self._planner.learn(outcome)
+        return None
 
     def _place(
         self,
@@ -201,18 +209,3 @@ class CollectorNode:
 
 def _is_chosen(record: Record, index: int) -> bool:
     return index in record.segments and record.segments[index].choice is not None
-
-
-def _chosen(request_id: str, attempt: int, span: Span) -> Event:
-    return Event(
-        request_id,
-        "segment_chosen",
-        span.chosen_s,
-        attempt,
-        span.index,
-        text=span.text,
-        site=span.site,
-        model=span.model,
-        confidence=span.confidence,
-        points=span.points,
-    )

@@ -41,6 +41,16 @@ class Counted(Enum):
     """From a site, or a model there, that its segment was never placed at: refused (P10)."""
 
 
+class Chosen(Enum):
+    """What became of a choice."""
+
+    MADE = "made"
+    LAST = "last"
+    """Made, and with it every segment of a finished sketch has its choice."""
+    REFUSED = "refused"
+    """Another one stands, or the request is closed or unknown, the attempt fenced."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unwanted:
     """News that work is no longer wanted: attempts up to `attempt` of a request, or only its segment `index`."""
@@ -106,12 +116,13 @@ class Store(Protocol):
         False when fenced or closed. What an attempt said first stands, and to say it again changes nothing."""
         ...
 
-    async def add_candidate(self, candidate: Candidate) -> Counted:
-        """Counts a candidate once, however often it arrives."""
+    async def add_candidate(self, candidate: Candidate) -> tuple[Counted, Record | None]:
+        """Counts a candidate once, however often it arrives; with the record as it then is, if it counts."""
         ...
 
-    async def choose(self, request_id: str, attempt: int, span: Span) -> bool:
-        """Settles a segment; the first choice stands, and False says this was not it. True again for an equal one."""
+    async def choose(self, request_id: str, attempt: int, span: Span) -> Chosen:
+        """Settles a segment and emits that as `chosen_event`, once; the first choice stands. One that is said again is
+        answered as if it were the first."""
         ...
 
     async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
@@ -161,3 +172,19 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def chosen_event(request_id: str, attempt: int, span: Span) -> Event:
+    """What `Store.choose` emits."""
+    return Event(
+        request_id,
+        "segment_chosen",
+        span.chosen_s,
+        attempt,
+        span.index,
+        text=span.text,
+        site=span.site,
+        model=span.model,
+        confidence=span.confidence,
+        points=span.points,
+    )

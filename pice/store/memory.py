@@ -4,7 +4,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pice.core import (
     Answer,
@@ -22,7 +22,7 @@ from pice.core import (
     Span,
 )
 from pice.errors import Full
-from pice.store.base import Counted, Unwanted
+from pice.store.base import Chosen, Counted, Unwanted, chosen_event
 
 
 @dataclass(slots=True)
@@ -130,30 +130,31 @@ class MemoryStore:
         self._set_due(entry, self.now())
         return True
 
-    async def add_candidate(self, candidate: Candidate) -> Counted:
+    async def add_candidate(self, candidate: Candidate) -> tuple[Counted, Record | None]:
         entry = self._open_entry(candidate.request_id, candidate.attempt)
         known = entry.record.segments.get(candidate.index) if entry else None
         if entry is None or known is None:
-            return Counted.STALE
+            return Counted.STALE, None
         key = (candidate.site, candidate.model)
         if all((placement.site, placement.model) != key for placement in known.placements):
-            return Counted.FOREIGN
+            return Counted.FOREIGN, None
         if key in known.candidates:
-            return Counted.REPEATED
+            return Counted.REPEATED, _snapshot(entry.record)
         known.candidates[key] = candidate
-        return Counted.NEW
+        return Counted.NEW, _snapshot(entry.record)
 
-    async def choose(self, request_id: str, attempt: int, span: Span) -> bool:
+    async def choose(self, request_id: str, attempt: int, span: Span) -> Chosen:
         entry = self._open_entry(request_id, attempt)
         known = entry.record.segments.get(span.index) if entry else None
-        if known is None:
-            return False
-        if known.choice is not None:
-            return known.choice == span
-        known.choice = span
-        if len(known.placements) > 1:
-            self._notify(Unwanted(request_id, attempt, span.index))
-        return True
+        if entry is None or known is None or known.choice not in (None, span):
+            return Chosen.REFUSED
+        if known.choice is None:
+            known.choice = span
+            self._append(entry, chosen_event(request_id, attempt, span))
+            if len(known.placements) > 1:
+                self._notify(Unwanted(request_id, attempt, span.index))
+        num_chosen = sum(each.choice is not None for each in entry.record.segments.values())
+        return Chosen.LAST if num_chosen == entry.record.num_segments else Chosen.MADE
 
     async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
         entry = self._open_entry(request_id, attempt)
@@ -168,7 +169,7 @@ class MemoryStore:
 
     async def record(self, request_id: str) -> Record | None:
         entry = self._entries.get(request_id)
-        return entry.record if entry else None
+        return _snapshot(entry.record) if entry else None
 
     async def wanted(self, request_id: str, attempt: int, index: int) -> bool:
         entry = self._open_entry(request_id, attempt)
@@ -305,6 +306,15 @@ class MemoryNotices:
 
     async def close(self) -> None:
         self._readers.discard(self)
+
+
+def _snapshot(record: Record) -> Record:
+    """What else is in a record is frozen, or replaced as a whole."""
+    segments = {
+        index: SegmentRecord(known.segment, list(known.placements), dict(known.candidates), known.choice)
+        for index, known in record.segments.items()
+    }
+    return replace(record, segments=segments)
 
 
 def _alarm(news: asyncio.Event, at_s: float) -> asyncio.TimerHandle:

@@ -22,11 +22,12 @@ from pice.errors import Full
 from pice.message.codec import encode
 from pice.redis_client import RedisClient, Script, Word
 from pice.store import redis_scripts as scripts
-from pice.store.base import Counted
+from pice.store.base import Chosen, Counted, chosen_event
 from pice.store.redis_clock import RedisClock
 from pice.store.redis_due import RedisDue
-from pice.store.redis_events import AGAIN, RedisNotices, follow
+from pice.store.redis_events import AGAIN, follow
 from pice.store.redis_keys import RedisKeys
+from pice.store.redis_news import RedisNews, RedisNotices
 from pice.store.redis_record import paired, record_of, sealed_fields, site_name
 from pice.store.redis_sites import RedisSites
 from pice.store.redis_unsure import Unsure
@@ -62,6 +63,7 @@ class RedisStore:
         self._clock = RedisClock(client)
         self._due = RedisDue(client, self._keys, self._clock, lease_s=due_lease_s)
         self._sites = RedisSites(client, self._keys)
+        self._news = RedisNews(client.line, [shard.news for shard in self._keys.shards])
         self._unsure = Unsure()
         self._max_open = max_open
         self._ttl_s = record_ttl_s
@@ -124,14 +126,17 @@ class RedisStore:
         fields = sealed_fields(sketch, num_segments, num_prompt_tokens, num_output_tokens, cut=cut)
         return bool(await self._change(scripts.SEAL, request_id, request_id, attempt, *fields))
 
-    async def add_candidate(self, candidate: Candidate) -> Counted:
+    async def add_candidate(self, candidate: Candidate) -> tuple[Counted, Record | None]:
         name = site_name(candidate.site, candidate.model)
         words = (candidate.attempt, candidate.index, name, encode(candidate))
-        counted: bytes = await self._change(scripts.ADD_CANDIDATE, candidate.request_id, *words)
-        return Counted(counted.decode())
+        counted, *fields = await self._change(scripts.ADD_CANDIDATE, candidate.request_id, *words)
+        return Counted(counted.decode()), record_of(paired(fields[0])) if fields else None
 
-    async def choose(self, request_id: str, attempt: int, span: Span) -> bool:
-        return bool(await self._change(scripts.CHOOSE, request_id, request_id, attempt, span.index, encode(span)))
+    async def choose(self, request_id: str, attempt: int, span: Span) -> Chosen:
+        event = encode(chosen_event(request_id, attempt, span))
+        words = (request_id, attempt, span.index, encode(span), event, _MAX_EVENTS)
+        chosen: bytes = await self._change(scripts.CHOOSE, request_id, *words)
+        return Chosen(chosen.decode())
 
     async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
         """Ends the request wholly, also where the caller is cancelled on the way: the news of it may do that."""
@@ -183,8 +188,7 @@ class RedisStore:
         return follow(self._client.line(), shard.record(request_id), shard.events(request_id), left_s)
 
     def notices(self) -> RedisNotices:
-        streams = [shard.news for shard in self._keys.shards]
-        return RedisNotices(self._client.line(), streams, self.now() - _NEWS_OVERLAP_S)
+        return self._news.listen(self.now() - _NEWS_OVERLAP_S)
 
     async def heartbeat(self, state: SiteState, *, ttl_s: float) -> None:
         await self._clock.refresh()

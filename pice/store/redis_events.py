@@ -1,16 +1,15 @@
-"""Events of a request, and news of unwanted work, as they come."""
+"""Events of a request, as they come."""
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any
 
 from pice.core import Answer, Event, Failure
 from pice.errors import DecodeError, TransportError
 from pice.message.codec import decode_as
 from pice.redis_client import RedisLine
-from pice.store.base import Unwanted
 from pice.store.redis_record import MAX_BYTES, Fields, outcome_of, paired
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class _EventReader:
 
     async def read(self, wait_s: float) -> list[Event]:
         """What has come since; where it raises, the next call gives all of that."""
-        entries = (await _read(self._line, {self._stream: self._after}, wait_s)).get(self._stream, [])
+        entries = (await read_streams(self._line, {self._stream: self._after}, wait_s)).get(self._stream, [])
         events, is_over = list[Event](), not entries and not await self._line.call("EXISTS", self._record)
         for entry_id, fields in entries:
             if (event := await self._final(entry_id) if b"final" in fields else self._event(fields)) is None:
@@ -93,31 +92,9 @@ class _EventReader:
         return _final_event(outcome_of(outcome), float(closed), int(attempt)) if final == entry_id else None
 
 
-class RedisNotices:
-    """See `pice.store.base.Notices`. Waits where Redis is away."""
-
-    def __init__(self, line: RedisLine, streams: Sequence[str], since_s: float) -> None:
-        self._line = line
-        self._after = dict.fromkeys(streams, f"{since_s * 1000:.0f}".encode())
-        self._kept: deque[Unwanted] = deque()
-
-    async def receive(self) -> Unwanted:
-        while not self._kept:
-            try:
-                found = await _read(self._line, self._after, _BLOCK_S)
-            except TransportError:
-                await asyncio.sleep(_BLOCK_S)
-                continue
-            for stream, entries in found.items():
-                self._after[stream] = entries[-1][0]
-                self._kept.extend(_unwanted(fields) for _, fields in entries)
-        return self._kept.popleft()
-
-    async def close(self) -> None:
-        await self._line.close()
-
-
-async def _read(line: RedisLine, after: Mapping[str, bytes], wait_s: float) -> dict[str, list[tuple[bytes, Fields]]]:
+async def read_streams(
+    line: RedisLine, after: Mapping[str, bytes], wait_s: float
+) -> dict[str, list[tuple[bytes, Fields]]]:
     """Entries of each stream that has any; waits for the first, where `wait_s` is above 0."""
     block = ("BLOCK", max(1, int(wait_s * 1000))) if wait_s > 0 else ()
     reply = await line.call("XREAD", "COUNT", _NUM_AT_ONCE, *block, "STREAMS", *after, *after.values())
@@ -144,11 +121,3 @@ def _final_event(outcome: Answer | Failure, at_s: float, attempt: int) -> Event:
     if isinstance(outcome, Answer):
         return Event(outcome.request_id, "answered", at_s, attempt, answer=outcome)
     return Event(outcome.request_id, "failed", at_s, attempt, failure=outcome)
-
-
-def _unwanted(fields: Fields) -> Unwanted:
-    try:
-        index = int(fields[b"index"]) if fields[b"index"] else None
-        return Unwanted(fields[b"id"].decode(), int(fields[b"attempt"]), index)
-    except (KeyError, ValueError) as error:
-        raise DecodeError(f"expected news of unwanted work, got {len(fields)} fields: {error!r}") from error

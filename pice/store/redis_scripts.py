@@ -151,25 +151,29 @@ return 1
 """id, attempt, then fields and values."""
 
 ADD_CANDIDATE = _script("""
-if not is_open(ARGV[1]) or redis.call('HEXISTS', record, 's:' .. ARGV[2]) == 0 then return 'stale' end
+if not is_open(ARGV[1]) or redis.call('HEXISTS', record, 's:' .. ARGV[2]) == 0 then return {'stale'} end
 local rest = ARGV[2] .. ':' .. ARGV[3]
-if redis.call('HEXISTS', record, 'p:' .. rest) == 0 then return 'foreign' end
-if redis.call('HEXISTS', record, 'c:' .. rest) == 1 then return 'repeated' end
-redis.call('HSET', record, 'c:' .. rest, numbered(ARGV[4]))
-return 'new'
+if redis.call('HEXISTS', record, 'p:' .. rest) == 0 then return {'foreign'} end
+local counted = redis.call('HEXISTS', record, 'c:' .. rest) == 1 and 'repeated' or 'new'
+if counted == 'new' then redis.call('HSET', record, 'c:' .. rest, numbered(ARGV[4])) end
+return {counted, redis.call('HGETALL', record)}
 """)
-"""attempt, index, name, candidate -> a value of `Counted`."""
+"""attempt, index, name, candidate -> a value of `Counted`, and the fields of the record if it counts."""
 
 CHOOSE = _script("""
-if not is_open(ARGV[2]) or redis.call('HEXISTS', record, 's:' .. ARGV[3]) == 0 then return 0 end
-local known = redis.call('HGET', record, 'x:' .. ARGV[3])
-if known then return known == ARGV[4] and 1 or 0 end
-redis.call('HSET', record, 'x:' .. ARGV[3], ARGV[4])
-redis.call('HSET', wanted, 'x:' .. ARGV[3], 1)
-if tonumber(redis.call('HGET', record, 'n:' .. ARGV[3]) or 0) > 1 then tell(ARGV[1], ARGV[2], ARGV[3]) end
-return 1
+if not is_open(ARGV[2]) then return 'refused' end
+local known = redis.call('HMGET', record, 's:' .. ARGV[3], 'x:' .. ARGV[3], 'n:' .. ARGV[3], 'num_segments')
+if not known[1] or (known[2] and known[2] ~= ARGV[4]) then return 'refused' end
+if not known[2] then
+  redis.call('HSET', record, 'x:' .. ARGV[3], ARGV[4])
+  redis.call('HSET', wanted, 'x:' .. ARGV[3], 1)
+  redis.call('XADD', events, 'MAXLEN', '~', ARGV[6], '*', 'event', ARGV[5])
+  redis.call('PEXPIREAT', events, redis.call('PEXPIRETIME', wanted))
+  if tonumber(known[3] or 0) > 1 then tell(ARGV[1], ARGV[2], ARGV[3]) end
+end
+return redis.call('HLEN', wanted) - 1 == tonumber(known[4]) and 'last' or 'made'
 """)
-"""id, attempt, index, span."""
+"""id, attempt, index, span, event, most events -> a value of `Chosen`."""
 
 CLOSE = _ending("""
 if not is_open('') then return 'ended' end

@@ -37,7 +37,7 @@ from pice.node.load import Load
 from pice.redis_client import RedisClient, Script, connect_redis
 from pice.registry.redis import RedisRegistry
 from pice.sketch.prompts import load_prompts
-from pice.store.base import Counted, Unwanted
+from pice.store.base import Chosen, Counted, Unwanted
 from pice.store.redis import RedisStore
 from pice.transport.base import CANDIDATES, segments_topic
 from pice.transport.memory import MemoryTransport
@@ -139,14 +139,15 @@ async def test_user_of_a_site_can_do_all_that_an_edge_node_and_its_keeper_do(log
     subscription = await core.candidates.subscribe(CANDIDATES, group="collectors")
     delivery = await subscription.receive()
     assert delivery.payload == encode(CANDIDATE)
-    assert await core.store.add_candidate(CANDIDATE) is Counted.NEW
-    assert await core.store.choose("r1", 1, Span(0, "text", "paris", "m", 0.5))
+    assert (await core.store.add_candidate(CANDIDATE))[0] is Counted.NEW
+    assert await core.store.choose("r1", 1, Span(0, "text", "paris", "m", 0.5)) is Chosen.MADE
     assert await core.store.close_request("r1", 1, Failure("r1", "cancelled", ""))
     assert await notices.receive() == Unwanted("r1", 1)
     await subscription.ack(delivery)
     await edge.registry.release("paris", token)
     assert [event.kind async for event in core.store.follow("r1", until_s=core.store.now())] == [
         "segment_text",
+        "segment_chosen",
         "failed",
     ]
     await notices.close()
@@ -257,7 +258,7 @@ async def test_edge_node_and_its_keeper_serve_a_segment_with_the_user_of_their_s
         subscription = await core.candidates.subscribe(CANDIDATES, group="collectors")
         candidate = decode_as(Candidate, (await subscription.receive()).payload)
         assert (candidate.site, bool(candidate.text), candidate.error) == ("paris", True, "")
-        assert await core.store.add_candidate(candidate) is Counted.NEW
+        assert (await core.store.add_candidate(candidate))[0] is Counted.NEW
         assert [(site.site, site.token) for site in await core.store.sites()] == [("paris", 1)]
         stopping.set()
         await running

@@ -178,6 +178,69 @@ async def test_line_whose_wait_was_given_up_goes_on() -> None:
     await client.close()
 
 
+async def test_line_that_was_closed_serves_the_next_who_asks() -> None:
+    client = await connect_redis(redis_url())
+    ids = []
+    for _ in range(3):
+        line = client.line()
+        ids.append(await line.call("CLIENT", "ID"))
+        await line.close()
+        await line.close()
+    assert len(set(ids)) == 1
+    both = [client.line(), client.line()]
+    assert len({await line.call("CLIENT", "ID") for line in both}) == 2, "one that was closed twice is there once"
+    for line in both:
+        await line.close()
+    await client.close()
+
+
+async def test_line_that_redis_dropped_meanwhile_is_made_anew() -> None:
+    admin, client = await connect_redis(redis_url()), await connect_redis(redis_url())
+    line = client.line()
+    dropped = await line.call("CLIENT", "ID")
+    await line.close()
+    await admin.call("CLIENT", "KILL", "ID", dropped)
+    line = client.line()
+    assert await line.call("CLIENT", "ID") != dropped
+    await line.close()
+    await client.close()
+    await admin.close()
+
+
+async def test_line_given_up_in_a_wait_serves_the_next_without_that_reply() -> None:
+    client = await connect_redis(redis_url())
+    for number in range(20):
+        line = client.line()
+        waiting = asyncio.ensure_future(line.call("ECHO", f"old {number}"))
+        for _ in range(number % 7):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await line.close()
+        line = client.line()
+        assert await line.call("ECHO", f"new {number}") == f"new {number}".encode()
+        await line.close()
+    await client.close()
+
+
+async def test_line_closed_after_its_client_is_gone_for_good() -> None:
+    admin, client = await connect_redis(redis_url()), await connect_redis(redis_url())
+    lent, idle = client.line(), client.line()
+    ids = [await line.call("CLIENT", "ID") for line in (lent, idle)]
+    await idle.close()
+    await client.close()
+    assert await lent.call("ECHO", "a") == b"a"
+    await lent.close()
+    async with asyncio.timeout(5):
+        while _has_any(await admin.call("CLIENT", "LIST"), ids):
+            continue
+    await admin.close()
+
+
+def _has_any(listed: bytes, ids: Sequence[int]) -> bool:
+    return any(b"id=%d " % number in listed for number in ids)
+
+
 async def test_script_that_redis_forgot_is_sent_again() -> None:
     client = await connect_redis(redis_url())
     script = Script("#!lua\nreturn {KEYS[1], ARGV[1], 7}")

@@ -32,10 +32,11 @@ from pice.errors import DecodeError, Full, TransportError
 from pice.message.codec import encode
 from pice.redis_client import RedisClient, Script
 from pice.store import redis_scripts as scripts
-from pice.store.base import Counted, Store, Unwanted
+from pice.store.base import Chosen, Counted, Store, Unwanted
 from pice.store.memory import MemoryStore
 from pice.store.redis import RedisStore
 from pice.store.redis_clock import RedisClock
+from pice.store.redis_events import read_streams
 from pice.store.redis_record import outcome_of, record_of
 from pice.store.redis_unsure import Unsure
 from tests.brokers import redis_url
@@ -108,8 +109,8 @@ async def test_change_in_one_store_is_seen_in_another(stores: tuple[RedisStore, 
     await placed(one)
     assert not await other.open(REQUEST)
     assert await other.wanted("r1", 1, 0)
-    assert await other.add_candidate(candidate()) is Counted.NEW
-    assert await other.choose("r1", 1, span())
+    assert (await other.add_candidate(candidate()))[0] is Counted.NEW
+    assert await other.choose("r1", 1, span()) is Chosen.MADE
     record = await one.record("r1")
     assert record is not None
     assert record.segments[0].choice == span()
@@ -117,6 +118,71 @@ async def test_change_in_one_store_is_seen_in_another(stores: tuple[RedisStore, 
     async with asyncio.timeout(5):
         assert await notices.receive() == Unwanted("r1", 1, 0)
     await notices.close()
+
+
+async def test_news_is_read_once_for_all_who_listen(
+    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = stores
+    num_read = 0
+
+    async def counted(*args: Any) -> Any:
+        nonlocal num_read
+        num_read += 1
+        return await read_streams(*args)
+
+    monkeypatch.setattr("pice.store.redis_news.read_streams", counted)
+    listeners = [other.notices() for _ in range(8)]
+    waiting = [asyncio.ensure_future(listener.receive()) for listener in listeners]
+    await placed(one)
+    await one.close_request("r1", 1, answer())
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*waiting) == [Unwanted("r1", 1)] * 8
+    assert num_read < 8
+    for listener in listeners:
+        await listener.close()
+
+
+async def test_listener_that_is_cancelled_or_leaves_takes_no_news_from_the_others(
+    stores: tuple[RedisStore, RedisStore],
+) -> None:
+    one, other = stores
+    leaving, staying = other.notices(), other.notices()
+    reading = asyncio.ensure_future(leaving.receive())
+    hearing = asyncio.ensure_future(staying.receive())
+    await placed(one)
+    reading.cancel()
+    await leaving.close()
+    await one.close_request("r1", 1, answer())
+    async with asyncio.timeout(5):
+        assert await hearing == Unwanted("r1", 1)
+    await staying.close()
+
+
+async def test_news_that_makes_no_sense_is_passed_over(
+    stores: tuple[RedisStore, RedisStore], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = stores[0]
+    notices = store.notices()
+    await store._client.call("XADD", store._keys.shard("r1").news, "*", "id", "r1", "attempt", "many")
+    await placed(store)
+    await store.close_request("r1", 1, answer())
+    async with asyncio.timeout(5):
+        assert await notices.receive() == Unwanted("r1", 1)
+    assert "news of unwanted work" in caplog.text
+    await notices.close()
+
+
+async def test_listener_that_has_left_hears_so(stores: tuple[RedisStore, RedisStore]) -> None:
+    notices = stores[0].notices()
+    hearing = asyncio.ensure_future(notices.receive())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await notices.close()
+        with pytest.raises(TransportError, match="nobody listens"):
+            await hearing
+    with pytest.raises(TransportError, match="nobody listens"):
+        await notices.receive()
 
 
 async def test_events_of_one_store_are_followed_in_another(stores: tuple[RedisStore, RedisStore]) -> None:
@@ -191,7 +257,7 @@ async def test_site_that_is_gone_for_a_day_leaves_nothing(stores: tuple[RedisSto
 async def test_candidate_is_counted_once_by_collectors_at_the_same_time(stores: tuple[RedisStore, RedisStore]) -> None:
     await placed(stores[0])
     counted = await asyncio.gather(*(store.add_candidate(candidate()) for store in stores * 8))
-    assert sorted(it.value for it in counted) == ["new"] + ["repeated"] * 15
+    assert sorted(it.value for it, _ in counted) == ["new"] + ["repeated"] * 15
 
 
 async def test_one_of_many_closers_wins_and_its_outcome_stands(stores: tuple[RedisStore, RedisStore]) -> None:
@@ -213,7 +279,7 @@ async def test_attempt_begun_in_one_store_fences_that_of_another(stores: tuple[R
     attempts = await asyncio.gather(one.begin("r1"), other.begin("r1"))
     assert sorted(record.attempt for record in attempts if record) == [2, 3]
     assert not await one.place(segment(1), placement())
-    assert await one.add_candidate(candidate()) is Counted.STALE
+    assert (await one.add_candidate(candidate()))[0] is Counted.STALE
     assert not await one.close_request("r1", 2, answer(2))
     await one.emit(Event("r1", "sketch_text", 0.0, 2, text="fenced"))
     assert await other.close_request("r1", 3, answer(3))
@@ -372,6 +438,8 @@ def moves(random: Random) -> list[tuple[Any, ...]]:
 
 
 def timeless(result: object) -> object:
+    if isinstance(result, tuple):
+        return tuple(timeless(each) for each in result)
     if not isinstance(result, Record):
         return result
     return replace(result, opened_s=0.0, deadline_s=0.0, sealed_s=float(bool(result.sealed_s)), begun_s=0.0)

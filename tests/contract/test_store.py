@@ -25,7 +25,7 @@ from pice.core import (
     Span,
 )
 from pice.errors import Full
-from pice.store.base import Counted, Store, Unwanted
+from pice.store.base import Chosen, Counted, Store, Unwanted, chosen_event
 from pice.store.memory import MemoryNotices, MemoryStore
 from tests.brokers import redis_url
 from tests.contract.redis_stores import redis_stores
@@ -101,8 +101,8 @@ async def test_later_attempt_fences_every_change_of_an_earlier_one(store: Store)
     assert not await store.planned("r1", 1, Plan("cloud", ""))
     assert not await store.place(segment(1), placement())
     assert not await store.seal("r1", 1, (), 1, num_prompt_tokens=0, num_output_tokens=0, cut=False)
-    assert await store.add_candidate(candidate()) is Counted.STALE
-    assert not await store.choose("r1", 1, span())
+    assert (await store.add_candidate(candidate()))[0] is Counted.STALE
+    assert await store.choose("r1", 1, span()) is Chosen.REFUSED
     assert not await store.wanted("r1", 1, 0)
     assert not await store.close_request("r1", 1, answer())
     assert await store.close_request("r1", 2, answer(2))
@@ -118,7 +118,7 @@ async def test_unknown_request_is_refused_everywhere(store: Store) -> None:
 
 async def test_candidate_counts_once_however_often_it_arrives(store: Store) -> None:
     await placed(store, "paris", "rome")
-    counted = [await store.add_candidate(candidate(site)) for site in ("paris", "paris", "rome", "paris")]
+    counted = [(await store.add_candidate(candidate(site)))[0] for site in ("paris", "paris", "rome", "paris")]
     assert counted == [Counted.NEW, Counted.REPEATED, Counted.NEW, Counted.REPEATED]
     record = await store.record("r1")
     assert record is not None
@@ -127,9 +127,9 @@ async def test_candidate_counts_once_however_often_it_arrives(store: Store) -> N
 
 async def test_candidate_from_a_site_the_segment_was_not_placed_at_is_foreign(store: Store) -> None:
     await placed(store, "paris")
-    assert await store.add_candidate(candidate("rome")) is Counted.FOREIGN
-    assert await store.add_candidate(replace(candidate(), model="other")) is Counted.FOREIGN
-    assert await store.add_candidate(candidate(index=7)) is Counted.STALE
+    assert (await store.add_candidate(candidate("rome")))[0] is Counted.FOREIGN
+    assert (await store.add_candidate(replace(candidate(), model="other")))[0] is Counted.FOREIGN
+    assert (await store.add_candidate(candidate(index=7)))[0] is Counted.STALE
 
 
 async def test_segment_is_placed_once_at_each_site_and_not_after_its_choice(store: Store) -> None:
@@ -172,8 +172,8 @@ async def test_taking_back_what_was_never_placed_changes_nothing(store: Store) -
 
 async def test_first_choice_stands(store: Store) -> None:
     await placed(store, "paris")
-    assert await store.choose("r1", 1, span(text="first"))
-    assert not await store.choose("r1", 1, span(text="second"))
+    assert await store.choose("r1", 1, span(text="first")) is Chosen.MADE
+    assert await store.choose("r1", 1, span(text="second")) is Chosen.REFUSED
     record = await store.record("r1")
     assert record is not None
     assert record.segments[0].choice == span(text="first")
@@ -183,13 +183,46 @@ async def test_first_choice_stands(store: Store) -> None:
 async def test_choice_said_again_is_the_same_and_is_told_once(store: Store) -> None:
     notices = store.notices()
     await placed(store, "paris", "rome")
-    assert await store.choose("r1", 1, span())
-    assert await store.choose("r1", 1, span())
-    assert not await store.choose("r1", 1, replace(span(), chosen_s=1.0))
+    assert await store.choose("r1", 1, span()) is Chosen.MADE
+    assert await store.choose("r1", 1, span()) is Chosen.MADE
+    assert await store.choose("r1", 1, replace(span(), chosen_s=1.0)) is Chosen.REFUSED
     await store.close_request("r1", 1, answer())
     async with asyncio.timeout(5):
         assert [await notices.receive() for _ in range(2)] == [Unwanted("r1", 1, 0), Unwanted("r1", 1)]
     await notices.close()
+
+
+async def test_candidate_that_counts_comes_with_the_record_and_no_other(store: Store) -> None:
+    await placed(store, "paris")
+    for _ in range(2):
+        _, record = await store.add_candidate(candidate())
+        assert record is not None
+        assert record == await store.record("r1")
+        assert record.segments[0].candidates == {("paris", "m"): candidate()}
+    assert (await store.add_candidate(candidate("rome")))[1] is None
+    assert (await store.add_candidate(candidate(index=7)))[1] is None
+
+
+async def test_choice_is_an_event_and_one_said_again_is_not(store: Store) -> None:
+    await placed(store, "paris")
+    for text in ("first", "second", "first"):
+        await store.choose("r1", 1, span(text=text))
+    await store.close_request("r1", 1, answer())
+    events = [event async for event in store.follow("r1", until_s=store.now() + 5)]
+    assert events[0] == chosen_event("r1", 1, span(text="first"))
+    assert [event.kind for event in events] == ["segment_chosen", "answered"]
+
+
+async def test_last_choice_of_a_finished_sketch_says_so_however_often_it_is_said(store: Store) -> None:
+    await opened(store)
+    for index in range(3):
+        await store.place(segment(index), placement())
+    assert await store.choose("r1", 1, span(0)) is Chosen.MADE
+    await store.seal("r1", 1, (), 3, num_prompt_tokens=0, num_output_tokens=0, cut=False)
+    assert await store.choose("r1", 1, span(1)) is Chosen.MADE
+    assert await store.choose("r1", 1, span(0)) is Chosen.MADE
+    for _ in range(2):
+        assert await store.choose("r1", 1, span(2)) is Chosen.LAST
 
 
 async def test_sketch_sealed_again_stays_as_it_was(store: Store) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from pice.core import CLOUD_SITE, Answer, Candidate, Curve, Event, Failure, Placement, Span
-from pice.store.base import Unwanted
+from pice.store.base import Chosen, Unwanted
 from pice.store.memory import MemoryStore
 from pice.transport.base import CANDIDATES
 from tests.node.stage import Site, Stage, a_request, time_passes
@@ -232,7 +232,7 @@ class StuckStore(MemoryStore):
         super().__init__()
         self.reached = asyncio.Event()
 
-    async def choose(self, request_id: str, attempt: int, span: Span) -> bool:
+    async def choose(self, request_id: str, attempt: int, span: Span) -> Chosen:
         if not self.reached.is_set():
             self.reached.set()
             await asyncio.Event().wait()

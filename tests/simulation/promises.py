@@ -45,14 +45,14 @@ class WatchedStore(MemoryStore):
         self.most_open = max(self.most_open, self._num_open)
         return opened
 
-    async def add_candidate(self, candidate: Candidate) -> Counted:
+    async def add_candidate(self, candidate: Candidate) -> tuple[Counted, Record | None]:
         self.num_impostures += candidate.text == IMPOSTURE
-        counted = await super().add_candidate(candidate)
+        counted, record = await super().add_candidate(candidate)
         if counted is Counted.NEW:
             self.counted[identity(candidate)] += 1
         if counted is Counted.FOREIGN:
             self.foreign.append(identity(candidate))
-        return counted
+        return counted, record
 
     async def close_request(self, request_id: str, attempt: int | None, outcome: Answer | Failure) -> bool:
         ended = await super().close_request(request_id, attempt, outcome)
