@@ -57,6 +57,7 @@ class KafkaSubscription:
         self._arrived: deque[Any] = deque()
         self._again: deque[Delivery] = deque()
         self._settled = False
+        self._reads_singly = partition is None
         self._refused: PiceError | None = None
         self._changed = asyncio.Event()
         self._dirty = asyncio.Event()
@@ -179,7 +180,10 @@ class KafkaSubscription:
         await stop_consumer(self._consumer)
 
     async def _fetch(self) -> None:
-        """Waits for a record, or for something else to look at. A record that comes as the wait ends is kept."""
+        """Takes what has come, as much as may be handed out; else waits for a record, or for something else to look at.
+        A record that comes as the wait ends is kept."""
+        if not self._reads_singly and await self._take_many():
+            return
         reading = asyncio.ensure_future(self._consumer.getone())
         changed = asyncio.ensure_future(self._changed.wait())
         try:
@@ -198,9 +202,26 @@ class KafkaSubscription:
         with self._kafka.mapped(f"{self._topic} cannot be read"):
             reading.result()
 
+    async def _take_many(self) -> bool:
+        """Whether there were any. Those before one that cannot be read are lost by the consumer together with it, so
+        they are read again one by one, until it was passed over. Of several partitions all would be."""
+        assert self._partition is not None
+        place = TopicPartition(self._topic, self._partition)
+        room = self._prefetch - len(self._outstanding)
+        with self._kafka.mapped(f"{self._topic} cannot be read"):
+            try:
+                found = await self._consumer.getmany(place, timeout_ms=0, max_records=room)
+            except UNREADABLE:
+                self._reads_singly = True
+                self._consumer.seek(place, await self._consumer.position(place))
+                return False
+        self._arrived.extend(found.get(place, ()))
+        return bool(found)
+
     def _pass_over(self, error: BaseException) -> None:
         """What cannot be read cannot be put aside either, and must stop nothing (P6)."""
         partition, offset = pass_over(self._consumer)
+        self._reads_singly = self._partition is None
         log.warning("%s %d/%d cannot be read and is passed over: %s", self._topic, partition, offset, error)
         if ledger := self._ledgers.get(partition):
             ledger.begin(offset)

@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from itertools import count
 from typing import Any
 
@@ -256,19 +256,50 @@ async def test_headers_without_a_value_are_read_as_empty(transport: Transport) -
 
 
 @pytest.mark.parametrize("partition", [None, 0])
-async def test_record_that_cannot_be_read_is_passed_over_and_stops_nothing(
+async def test_records_before_one_that_cannot_be_read_come_once_and_in_order(
     transport: Transport, monkeypatch: pytest.MonkeyPatch, partition: int | None
 ) -> None:
-    """The broker takes names of headers that are no text, from whoever writes by another client."""
-    real = MessageBatch.get_data_buffer
+    """Also those that came in one reply with it."""
+    with monkeypatch.context() as patched:
+        for payload in (b"0", b"1", b"2", b"junk", b"4", b"5"):
+            if payload == b"junk":
+                patched.setattr(MessageBatch, "get_data_buffer", _spoiled(MessageBatch.get_data_buffer))
+            await transport.publish(TOPIC, payload, partition=0, headers={"name": b""} if payload == b"junk" else None)
+            patched.undo()
+    subscription = await transport.subscribe(TOPIC, group="g", partition=partition)
+    assert [each.position for each in await receive(subscription, 5)] == [0, 1, 2, 4, 5]
+    await subscription.close()
+
+
+async def test_no_more_is_in_hand_than_was_asked_for(transport: Transport) -> None:
+    await publish(transport, 8)
+    subscription = await transport.subscribe(TOPIC, group="g", partition=0, prefetch=3)
+    held = await receive(subscription, 3)
+    waiting = asyncio.ensure_future(subscription.receive())
+    await asyncio.wait([waiting], timeout=0.2)
+    assert not waiting.done()
+    await subscription.ack(held[1])
+    async with asyncio.timeout(10):
+        assert (await waiting).position == 3
+
+
+def _spoiled(real: Callable[[MessageBatch], bytes]) -> Callable[[MessageBatch], bytes]:
+    """Names of headers that are no text, which the broker takes from whoever writes by another client."""
 
     def spoiled(self: MessageBatch) -> bytes:
         record = bytes(real(self)).replace(b"name", b"\xff" * 4)
         return record[:17] + struct.pack(">I", calc_crc32c(record[21:])) + record[21:]
 
+    return spoiled
+
+
+@pytest.mark.parametrize("partition", [None, 0])
+async def test_record_that_cannot_be_read_is_passed_over_and_stops_nothing(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, partition: int | None
+) -> None:
     await publish(transport, 1)
     with monkeypatch.context() as patched:
-        patched.setattr(MessageBatch, "get_data_buffer", spoiled)
+        patched.setattr(MessageBatch, "get_data_buffer", _spoiled(MessageBatch.get_data_buffer))
         await transport.publish(TOPIC, b"junk", partition=0, headers={"name": b""})
     await transport.publish(TOPIC, b"after", partition=0)
     subscription = await transport.subscribe(TOPIC, group="g", partition=partition)
