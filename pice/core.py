@@ -52,7 +52,8 @@ class Sampling:
 class Request:
     """What a user asked; the unit of latency.
 
-    `timeout_s` counts from the moment the record is opened. `mode` None leaves the decision to the planner.
+    `timeout_s` counts from the moment the record is opened. `mode` None leaves the decision to the planner. `stream`
+    says whether somebody wants to see its text while it is written.
     """
 
     request_id: str
@@ -60,6 +61,7 @@ class Request:
     sampling: Sampling = Sampling()
     timeout_s: float = 120.0
     mode: Mode | None = None
+    stream: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Segment:
     """What one site expands: one or more adjacent points, or (`kind` "answer") a whole request.
 
     `sketch` holds the points known when the segment was released, its own included. `site` and `model` are set
-    when it is placed. After `deadline_s` nobody wants it.
+    when it is placed. After `deadline_s` nobody wants it. `stream` is its request's.
     """
 
     request_id: str
@@ -126,6 +128,7 @@ class Segment:
     deadline_s: float
     site: str = ""
     model: str = ""
+    stream: bool = True
 
 
 @dataclass(frozen=True, slots=True)

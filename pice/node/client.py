@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from math import inf
 
 from pice.core import Answer, Event, Failure, Request
@@ -44,6 +45,7 @@ class Client:
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events, the last being `answered` or `failed`. Closing the generator cancels the request
         (P11). A `request_id` that is known already is followed, not asked again, and goes on when a follower leaves.
+        Its text is shown if whoever asked first wanted it (`Request.stream`).
 
         Raises:
             InputError: no node could read the request, or the client is closed. Nothing was started.
@@ -72,12 +74,12 @@ class Client:
                 await self._end(request.request_id, "cancelled", "the client went away")
 
     async def ask(self, request: Request) -> Answer:
-        """The answer.
+        """The answer. Its text is not sent as it is written: that would be half of what a store has to do.
 
         Raises:
             RequestFailed: it ended without one; `failure_code` names the cause.
         """
-        async with aclosing(self.stream(request)) as events:
+        async with aclosing(self.stream(replace(request, stream=False))) as events:
             async for event in events:
                 if event.answer is not None:
                     return event.answer

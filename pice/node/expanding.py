@@ -98,4 +98,4 @@ def _text_events(segment: Segment, site: str, store: Store, interval_s: float) -
     event = Event(
         segment.request_id, "segment_text", 0.0, segment.attempt, segment.index, site=site, model=segment.model
     )
-    return TextEvents(store, event, interval_s=interval_s)
+    return TextEvents(store, event, interval_s=interval_s, is_wanted=segment.stream)

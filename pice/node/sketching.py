@@ -210,6 +210,7 @@ class Attempt:
             words,
             sampling,
             self._record.deadline_s,
+            stream=self._request.stream,
         )
 
     async def _seal(self) -> None:
@@ -297,4 +298,5 @@ class Attempt:
 
     def _events(self, kind: EventKind) -> TextEvents:
         event = Event(self._request.request_id, kind, 0.0, self._record.attempt)
-        return TextEvents(self._tools.store, event, interval_s=self._tools.text_interval_s)
+        interval_s = self._tools.text_interval_s
+        return TextEvents(self._tools.store, event, interval_s=interval_s, is_wanted=self._request.stream)

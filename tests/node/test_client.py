@@ -248,12 +248,29 @@ async def _is_refused(stage: Stage, request: Request, says: str) -> None:
     assert (stage.transport.num_messages(REQUESTS), stage.store.now()) == (0, 0.0)
 
 
+async def _kinds(stage: Stage) -> list[str]:
+    async with aclosing(stage.client.stream(a_request())) as events:
+        return [event.kind async for event in events]
+
+
 async def test_late_follower_sees_every_event(stage: Stage) -> None:
     stage.cloud(ScriptedEngine("big", ANSWER), text_interval_s=0.0)
-    await stage.client.ask(a_request())
-    async with aclosing(stage.client.stream(a_request())) as events:
-        seen = [event.kind async for event in events]
-    assert seen == ["planned", "answer_text", "answer_text", "answer_text", "answered"]
+    for _ in range(2):
+        assert await _kinds(stage) == ["planned", "answer_text", "answer_text", "answer_text", "answered"]
+
+
+@pytest.mark.parametrize("sketched", [False, True], ids=["answered at the cloud", "sketched"])
+async def test_who_asks_for_the_answer_alone_is_sent_no_text(stage: Stage, sketched: bool) -> None:
+    script = Script(outline("one", "two")) if sketched else ANSWER
+    await stage.site(CLOUD_SITE, "big", curve=Curve((1,), (0.2,)))
+    stage.edge("paris", ScriptedEngine("small", Script("Water rises and falls twice a day, as everybody knows.")))
+    stage.cloud(ScriptedEngine("big", script), text_interval_s=0.0)
+    stage.collector(second_opinion_below=0.0)
+    await asyncio.sleep(0)
+    assert (await stage.client.ask(a_request())).text
+    texts = {"sketch_text", "segment_text", "answer_text"}
+    assert texts.isdisjoint(seen := await _kinds(stage))
+    assert seen.count("segment_chosen") == 2 * sketched
 
 
 async def test_failure_is_raised_as_what_it_says(stage: Stage) -> None:

@@ -41,6 +41,15 @@ async def test_text_held_back_is_shown_by_a_flush_and_only_once() -> None:
     assert [text for _, text in store.emitted] == ["a", "b"]
 
 
+async def test_text_that_nobody_wants_is_let_go() -> None:
+    store = Noting()
+    events = TextEvents(store, EVENT, interval_s=0.0, is_wanted=False)
+    assert not events.hold("a")
+    await events.write("b")
+    await events.flush()
+    assert store.emitted == []
+
+
 async def test_no_text_is_no_event() -> None:
     store = Noting()
     await TextEvents(store, EVENT, interval_s=1.0).write("")

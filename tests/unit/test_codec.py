@@ -87,8 +87,8 @@ SAMPLES = (
 
 # What older readers rely on: tags, and the order of fields; new ones go last.
 SCHEMA = {
-    "request": "request_id messages sampling timeout_s mode",
-    "segment": "request_id attempt index kind messages sketch points words sampling deadline_s site model",
+    "request": "request_id messages sampling timeout_s mode stream",
+    "segment": "request_id attempt index kind messages sketch points words sampling deadline_s site model stream",
     "candidate": "request_id attempt index site model text finish_reason num_prompt_tokens num_cached_tokens"
     " num_output_tokens logprob_mean logprob_min queue_s service_s error",
     "event": "request_id kind at_s attempt index text site model confidence points plan answer failure",
