@@ -2,7 +2,7 @@
 
 import typer
 
-from bench import agreement, brokers, demo, drill, eager, engine, pipeline, threads
+from bench import agreement, brokers, demo, drill, eager, engine, ensemble, pipeline, threads
 from bench.report import QuickOption
 from pice.errors import ConfigError
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "agreement": agreement.command,
     "threads": threads.command,
     "demo": demo.command,
+    "ensemble": ensemble.command,
     "brokers": brokers.command,
     "drill": drill.command,
 }

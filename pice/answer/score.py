@@ -43,7 +43,7 @@ def score(segment: Segment, candidates: Sequence[Candidate], stats: ModelStats, 
     scored = []
     for one in read:
         terms = dict(_terms(one, segment.words, points, sound, stats)) if one.text.words else {}
-        scored.append(Scored(one.candidate, _confidence(terms, one.failures, weights), terms, one.failures))
+        scored.append(Scored(one.candidate, confidence(terms, one.failures, weights), terms, one.failures))
     return sorted(scored, key=_rank)
 
 
@@ -75,7 +75,8 @@ def _terms(
         yield "agreement", fsum(rouge1_f(one.text, other.text) for other in others) / len(others)
 
 
-def _confidence(terms: Mapping[str, float], failed: tuple[str, ...], weights: Weights) -> float:
+def confidence(terms: Mapping[str, float], failed: tuple[str, ...], weights: Weights) -> float:
+    """0..1: the weighted mean of the terms there are, in the upper part where nothing is wrong, else in the lower."""
     total = sum(getattr(weights, name) for name in terms)
     if not total:
         return 0.0 if failed else NOTHING_KNOWN

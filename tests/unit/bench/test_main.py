@@ -26,7 +26,9 @@ def test_quick_may_stand_before_or_after_the_name(
     assert [run["num_requests"] for run in runs] == [60] * 5
 
 
-@pytest.mark.parametrize("name", ["pipeline", "eager", "engine", "agreement", "threads", "demo", "brokers", "drill"])
+@pytest.mark.parametrize(
+    "name", ["pipeline", "eager", "engine", "agreement", "threads", "demo", "ensemble", "brokers", "drill"]
+)
 def test_benchmark_can_be_started_as_a_file(name: str) -> None:
     ran = subprocess.run([sys.executable, f"bench/{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
