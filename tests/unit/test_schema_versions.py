@@ -109,7 +109,8 @@ PAIRS = {"today's after an older one": (OLDER, CURRENT), "a newer one after toda
 def sample(cls: Any) -> Any:
     """An instance, no field of which has its default."""
     hints = get_type_hints(cls)
-    return cls(**{field.name: value(hints[field.name]) for field in fields(cls)})
+    values = {field.name: value(hints[field.name]) for field in fields(cls)}
+    return cls(**values | {field.name: False for field in fields(cls) if default(field) is True})
 
 
 def value(hint: Any) -> Any:
