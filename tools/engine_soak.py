@@ -259,9 +259,11 @@ class Soak:
             self.tally.kills += 1
 
     async def _kill_once(self) -> bool:
-        """Ends the process that serves; False if it was just ending by itself."""
+        """Ends the process that serves; False if it was just ending by itself. What it asks first, to see whether it
+        serves, is the most urgent there is, or an overload would put it off."""
+        now_s = asyncio.get_running_loop().time()
         with suppress(EngineUnavailable, ProcessLookupError):
-            async for _ in self._engine.generate(self._known[0].prompt, Sampling(1)):
+            async for _ in self._engine.generate(self._known[0].prompt, Sampling(1), deadline_s=now_s):
                 pass
             if self._engine.pid is not None:
                 os.kill(self._engine.pid, signal.SIGKILL)
