@@ -62,7 +62,7 @@ def test_line_that_is_no_answer_is_refused(tmp_path: Path, line: str) -> None:
 
 def test_file_that_is_not_there_says_where_to_look(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.jsonl: cannot be read.*PICE_DATA"):
-        load_judged(tmp_path / "none.jsonl")
+        load_judged(*[tmp_path / "none.jsonl"] * 3)
 
 
 def a_draw(question: int, scores: tuple[float, ...], *wanted: int) -> Draw:
