@@ -1,6 +1,6 @@
 """What all tests share."""
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
-settings.register_profile("pice", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines are busy
+settings.register_profile("pice", deadline=None)
 settings.load_profile("pice")

@@ -74,7 +74,7 @@ class Client:
                 await self._end(request.request_id, "cancelled", "the client went away")
 
     async def ask(self, request: Request) -> Answer:
-        """The answer. Its text is not sent as it is written: that would be half of what a store has to do.
+        """The answer. Its text is not sent as it is written, which spares the store that work.
 
         Raises:
             RequestFailed: it ended without one; `failure_code` names the cause.

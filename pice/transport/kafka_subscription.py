@@ -203,8 +203,8 @@ class KafkaSubscription:
             reading.result()
 
     async def _take_many(self) -> bool:
-        """Whether there were any. Those before one that cannot be read are lost by the consumer together with it, so
-        they are read again one by one, until it was passed over. Of several partitions all would be."""
+        """Whether there were any. The consumer does not hand out those that stand before one that cannot be read, so
+        they are read again one by one, until it was passed over."""
         assert self._partition is not None
         place = TopicPartition(self._topic, self._partition)
         room = self._prefetch - len(self._outstanding)
