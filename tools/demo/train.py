@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 
 from pice.errors import InputError
 from tools.demo.model import SHAPES, Shape, Weights, init_weights, logits
+from tools.demo.products import Multiply, bf16_products, with_products
 from tools.demo.rows import LONG_ROW, SHORT_ROW, Rows, draw_rows
 from tools.demo.tokenizer import load_tokenizer, train_tokenizer
 from tools.demo.world import SEED
@@ -105,8 +106,11 @@ def begin(model: str, course: Course, seed: int) -> State:
     return State(0, weights, optimizer(course).init(weights))
 
 
-def make_step(shape: Shape, course: Course) -> Callable[..., tuple[Weights, Any, Array]]:
-    """One step of training, compiled: weights, optimizer state and rows -> new ones and the mean loss in nats."""
+def make_step(
+    shape: Shape, course: Course, multiply: Multiply | None = None
+) -> Callable[..., tuple[Weights, Any, Array]]:
+    """One step of training, compiled: weights, optimizer state and rows -> new ones and the mean loss in nats.
+    The matrix products are XLA's, or made by `multiply`."""
     rule = optimizer(course)
 
     def loss(
@@ -116,13 +120,12 @@ def make_step(shape: Shape, course: Course) -> Callable[..., tuple[Weights, Any,
         chosen = jnp.take_along_axis(predicted, targets[..., None], axis=-1)[..., 0]
         return -(chosen * counts).sum() / counts.sum()
 
-    @partial(jax.jit, donate_argnums=(0, 1))
     def step(weights: Weights, state: Any, *rows: Array) -> tuple[Weights, Any, Array]:
         value, gradient = jax.value_and_grad(loss)(weights, *rows)
         updates, state = rule.update(gradient, state, weights)
         return optax.apply_updates(weights, updates), state, value
 
-    return step
+    return jax.jit(with_products(step, multiply) if multiply else step, donate_argnums=(0, 1))
 
 
 def lot_of(model: str, course: Course, seed: int, tokenizer: Tokenizer) -> str:
@@ -170,6 +173,7 @@ def train(
     report: Callable[[int, float, float], None],
     *,
     checkpoint_s: float = CHECKPOINT_S,
+    multiply: Multiply | None = None,
 ) -> State:
     """Trains until the course is over, from the checkpoint in `folder` if there is one. Rows are drawn a step ahead.
     `report` gets each step's number, its loss in nats and its tokens per second."""
@@ -179,7 +183,7 @@ def train(
     state = begin(model, course, seed)
     if checkpoint.exists():
         state = load_state(checkpoint, state, lot)
-    step = make_step(SHAPES[model], course)
+    step = make_step(SHAPES[model], course, multiply)
     saved_s = time.monotonic()
 
     draw = partial(_draw, model, course, seed, tokenizer)
@@ -221,6 +225,9 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, choices=range(2, 1_000_000), metavar="N", help="steps of training; else the model's own"
     )
+    parser.add_argument(
+        "--bf16", action="store_true", help="matrix products in bfloat16 by oneMKL, on a CPU with AMX (pip install mkl)"
+    )
     args = parser.parse_args()
     course = COURSES[args.model]
     if args.steps is not None:
@@ -230,7 +237,8 @@ def main() -> None:
         if step % 10 == 0 or step == course.num_steps:
             print(json.dumps({"step": step, "loss": round(loss, 4), "tokens_per_s": round(tokens_per_s)}), flush=True)
 
-    train(args.model, args.out, course, args.seed, report)
+    multiply = bf16_products() if args.bf16 else None
+    train(args.model, args.out, course, args.seed, report, multiply=multiply)
 
 
 if __name__ == "__main__":
