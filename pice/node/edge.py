@@ -28,6 +28,9 @@ from pice.transport.base import Delivery, Subscription, Transport, segments_topi
 
 log = logging.getLogger(__name__)
 
+_TAKEN_AT_ONCE = 16
+"""Deliveries that are being looked at: their questions to the store travel together."""
+
 
 @dataclass(frozen=True, slots=True)
 class EdgePolicy:
@@ -143,9 +146,16 @@ class EdgeNode:
                 task.cancel()
 
     async def _read(self, shift: _Shift) -> None:
-        while True:
-            delivery = await shift.subscription.receive()
-            await insist(shift.subscription, delivery, partial(self._take, shift), self._telemetry)
+        """Takes several at once: each is asked about, and one that the store makes wait stops no other."""
+        places = asyncio.Semaphore(_TAKEN_AT_ONCE)
+        async with asyncio.TaskGroup() as taking:
+            while True:
+                await places.acquire()
+                delivery = await shift.subscription.receive()
+                task = taking.create_task(
+                    insist(shift.subscription, delivery, partial(self._take, shift), self._telemetry)
+                )
+                task.add_done_callback(lambda _: places.release())
 
     async def _take(self, shift: _Shift, delivery: Delivery) -> float | None:
         context.request_id.set(delivery.key)

@@ -117,7 +117,8 @@ class Store(Protocol):
         ...
 
     async def add_candidate(self, candidate: Candidate) -> tuple[Counted, Record | None]:
-        """Counts a candidate once, however often it arrives; with the record as it then is, if it counts."""
+        """Counts a candidate once, however often it arrives; with the record as it then is, if it counts: without the
+        other segments where it is new and its own was placed once."""
         ...
 
     async def choose(self, request_id: str, attempt: int, span: Span) -> Chosen:

@@ -141,7 +141,7 @@ class MemoryStore:
         if key in known.candidates:
             return Counted.REPEATED, _snapshot(entry.record)
         known.candidates[key] = candidate
-        return Counted.NEW, _snapshot(entry.record)
+        return Counted.NEW, _snapshot(entry.record, only=candidate.index if len(known.placements) == 1 else None)
 
     async def choose(self, request_id: str, attempt: int, span: Span) -> Chosen:
         entry = self._open_entry(request_id, attempt)
@@ -308,11 +308,12 @@ class MemoryNotices:
         self._readers.discard(self)
 
 
-def _snapshot(record: Record) -> Record:
-    """What else is in a record is frozen, or replaced as a whole."""
+def _snapshot(record: Record, *, only: int | None = None) -> Record:
+    """Of all segments or one. What else is in a record is frozen, or replaced as a whole."""
     segments = {
         index: SegmentRecord(known.segment, list(known.placements), dict(known.candidates), known.choice)
         for index, known in record.segments.items()
+        if only in (None, index)
     }
     return replace(record, segments=segments)
 

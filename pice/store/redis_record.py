@@ -1,6 +1,6 @@
 """A request's record as the fields of a hash, which `pice.store.redis_scripts` lists."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from pice.core import (
@@ -23,6 +23,8 @@ from pice.redis_client import Word
 MAX_BYTES = 64 * 1024 * 1024
 """Longest value that is read back: an outcome holds every candidate's text."""
 _NUM_DIGITS = 10
+_KINDS = (b"s", b"p", b"c", b"x")
+"""Segments, placements, candidates, choices."""
 _LONGEST_KEPT = 8192
 
 Fields = Mapping[bytes, bytes]
@@ -110,25 +112,27 @@ def _sketch(payload: bytes) -> tuple[Point, ...]:
 
 
 def _segments(fields: Fields) -> dict[int, SegmentRecord]:
-    segments = {index: SegmentRecord(_value(Segment, value)) for index, value in _of(b"s", fields)}
-    for index, value in _numbered(b"p", fields):
-        segments[index].placements.append(_value(Placement, value))
-    for index, value in _numbered(b"c", fields):
-        candidate = _value(Candidate, value)
+    of = _by_kind(fields)
+    segments = {index: SegmentRecord(_value(Segment, value)) for index, value in sorted(of[b"s"])}
+    for index, value in sorted(of[b"p"], key=_number):
+        segments[index].placements.append(_value(Placement, value[_NUM_DIGITS:]))
+    for index, value in sorted(of[b"c"], key=_number):
+        candidate = _value(Candidate, value[_NUM_DIGITS:])
         segments[index].candidates[candidate.site, candidate.model] = candidate
-    for index, value in _of(b"x", fields):
+    for index, value in of[b"x"]:
         segments[index].choice = _value(Span, value)
     return segments
 
 
-def _of(kind: bytes, fields: Fields) -> list[tuple[int, bytes]]:
-    """Index and value of each field of a kind, by index."""
-    names = (name.split(b":", 2) for name in fields)
-    found = ((int(name[1]), fields[b":".join(name)]) for name in names if name[0] == kind)
-    return sorted(found, key=lambda item: item[0])
+def _by_kind(fields: Fields) -> dict[bytes, list[tuple[int, bytes]]]:
+    """Index and value of each field that belongs to a segment."""
+    of: dict[bytes, list[tuple[int, bytes]]] = {kind: [] for kind in _KINDS}
+    for name, value in fields.items():
+        if name[1:2] == b":" and (found := of.get(name[:1])) is not None:
+            found.append((int(name[2:].split(b":", 1)[0]), value))
+    return of
 
 
-def _numbered(kind: bytes, fields: Fields) -> Iterator[tuple[int, bytes]]:
-    """As `_of`, in the order in which they were stored."""
-    for index, value in sorted(_of(kind, fields), key=lambda item: item[1][:_NUM_DIGITS]):
-        yield index, value[_NUM_DIGITS:]
+def _number(found: tuple[int, bytes]) -> bytes:
+    """In which order it was stored."""
+    return found[1][:_NUM_DIGITS]

@@ -156,9 +156,22 @@ local rest = ARGV[2] .. ':' .. ARGV[3]
 if redis.call('HEXISTS', record, 'p:' .. rest) == 0 then return {'foreign'} end
 local counted = redis.call('HEXISTS', record, 'c:' .. rest) == 1 and 'repeated' or 'new'
 if counted == 'new' then redis.call('HSET', record, 'c:' .. rest, numbered(ARGV[4])) end
-return {counted, redis.call('HGETALL', record)}
+if counted == 'repeated' or redis.call('HGET', record, 'n:' .. ARGV[2]) ~= '1' then
+  return {counted, redis.call('HGETALL', record)}
+end
+local names = {'request', 'opened', 'deadline', 'attempt', 'begun', 'plan', 'sealed', 'sketch', 'prompt_tokens',
+  'output_tokens', 'cut', 'num_segments', 's:' .. ARGV[2], 'p:' .. rest, 'c:' .. rest, 'x:' .. ARGV[2]}
+local fields = {}
+for at, value in ipairs(redis.call('HMGET', record, unpack(names))) do
+  if value then
+    table.insert(fields, names[at])
+    table.insert(fields, value)
+  end
+end
+return {counted, fields}
 """)
-"""attempt, index, name, candidate -> a value of `Counted`, and the fields of the record if it counts."""
+"""attempt, index, name, candidate -> a value of `Counted`, and if it counts the fields of the record: without those of
+other segments where it is new and its segment was placed once."""
 
 CHOOSE = _script("""
 if not is_open(ARGV[2]) then return 'refused' end

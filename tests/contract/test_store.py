@@ -203,6 +203,24 @@ async def test_candidate_that_counts_comes_with_the_record_and_no_other(store: S
     assert (await store.add_candidate(candidate(index=7)))[1] is None
 
 
+@pytest.mark.parametrize("sites", [("paris",), ("paris", "rome")])
+async def test_candidate_comes_with_all_that_concerns_its_segment_and_a_repeated_one_with_the_rest(
+    store: Store, sites: tuple[str, ...]
+) -> None:
+    await placed(store, *sites)
+    await store.place(segment(1), placement("rome"))
+    points = (Point(0, "a", 10), Point(1, "a", 10))
+    await store.planned("r1", 1, Plan("progressive", ""))
+    await store.seal("r1", 1, points, 2, num_prompt_tokens=3, num_output_tokens=4, cut=True)
+    _, record = await store.add_candidate(candidate())
+    whole = await store.record("r1")
+    assert record is not None
+    assert whole is not None
+    assert record == replace(whole, segments=record.segments)
+    assert record.segments[0] == whole.segments[0]
+    assert await store.add_candidate(candidate()) == (Counted.REPEATED, whole)
+
+
 async def test_choice_is_an_event_and_one_said_again_is_not(store: Store) -> None:
     await placed(store, "paris")
     for text in ("first", "second", "first"):

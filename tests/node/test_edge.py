@@ -276,6 +276,42 @@ async def test_segment_whose_time_is_up_while_it_waits_is_dropped_unexpanded(sta
     assert (len(engine.prompts), work.num_unacked, work.num_candidates) == (1, 0, 0)
 
 
+class HesitantStore(MemoryStore):
+    """Says what is wanted of request "a" only once it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_say = asyncio.Event()
+
+    async def wanted(self, request_id: str, attempt: int, index: int) -> bool:
+        if request_id == "a":
+            await self.may_say.wait()
+        return await super().wanted(request_id, attempt, index)
+
+
+async def test_segment_that_the_store_says_nothing_of_stops_no_other(stage: Stage) -> None:
+    stage.store = store = HesitantStore()
+    work = Work(stage, await stage.transport.subscribe(CANDIDATES, group="collectors"))
+    stage.edge("paris", small())
+    for name in ("a", "b"):
+        await work.send(name)
+    assert (await work.receive()).request_id == "b"
+    store.may_say.set()
+    assert (await work.receive()).request_id == "a"
+
+
+async def test_segment_that_the_store_says_nothing_of_goes_to_the_next_node(stage: Stage) -> None:
+    stage.store = store = HesitantStore()
+    work = Work(stage, await stage.transport.subscribe(CANDIDATES, group="collectors"))
+    node = stage.edge("paris", small())
+    await work.send("a")
+    await time_passes(1)
+    await node.stop()
+    store.may_say.set()
+    stage.edge("paris", small())
+    assert (await work.receive()).request_id == "a"
+
+
 class Misread:
     """The store of a host that reads its clock wrong by `ahead_s`."""
 
