@@ -2,7 +2,7 @@
 
 import typer
 
-from bench import agreement, brokers, demo, drill, eager, engine, ensemble, pipeline, threads
+from bench import agreement, brokers, demo, drill, eager, engine, ensemble, pipeline, testbed, threads
 from bench.report import QuickOption
 from pice.errors import ConfigError
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "threads": threads.command,
     "demo": demo.command,
     "ensemble": ensemble.command,
+    "testbed": testbed.command,
     "brokers": brokers.command,
     "drill": drill.command,
 }

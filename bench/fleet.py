@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +18,10 @@ from pice.plan.estimate import step_s
 from pice.plan.planner import PlanPolicy
 from pice.settings import EmulatedSettings
 from pice.simulation.cluster import Cluster, Policies
-from pice.simulation.faults import Faults, FaultyTransport
+from pice.simulation.links import Links
 from pice.sketch.prompts import load_prompts
 from pice.store.memory import MemoryStore
-from pice.transport.base import REQUESTS, segments_topic
+from pice.transport.base import segments_topic
 
 CONFIG = ROOT / "config" / "emulated.toml"
 CLOUD_ENGINE, SITE_ENGINE = "cloud", "workstation"
@@ -68,16 +67,12 @@ def curve(name: str) -> Curve:
     return settings.curve.curve()
 
 
-class Links(FaultyTransport):
-    """The in-memory transport, with what goes to a site or comes from one arriving half a round trip later.
-
-    `segments_s` are the times at which segments were published.
-    """
+class WatchedLinks(Links):
+    """Notes when segments were published."""
 
     def __init__(self, rtt_s: float) -> None:
-        super().__init__(random.Random(0), Faults())
+        super().__init__(rtt_s)
         self.segments_s: list[float] = []
-        self._half_s = rtt_s / 2
 
     async def publish(
         self,
@@ -88,13 +83,9 @@ class Links(FaultyTransport):
         partition: int | None = None,
         headers: Mapping[str, bytes] | None = None,
     ) -> None:
-        if topic == REQUESTS:
-            await super().publish(topic, payload, key=key, partition=partition, headers=headers)
-            return
-        loop = asyncio.get_running_loop()
         if topic == segments_topic("main"):
-            self.segments_s.append(loop.time())
-        loop.call_later(self._half_s, self._arrive, topic, payload, key, partition, headers)
+            self.segments_s.append(asyncio.get_running_loop().time())
+        await super().publish(topic, payload, key=key, partition=partition, headers=headers)
 
 
 class WatchedEngine(EmulatedEngine):
@@ -113,9 +104,9 @@ class WatchedEngine(EmulatedEngine):
 
 
 @asynccontextmanager
-async def running(fleet: Fleet) -> AsyncIterator[tuple[Cluster, Links, WatchedEngine]]:
+async def running(fleet: Fleet) -> AsyncIterator[tuple[Cluster, WatchedLinks, WatchedEngine]]:
     """The fleet's cluster, started, until the block ends."""
-    links = Links(RTT_S)
+    links = WatchedLinks(RTT_S)
     style = TextStyle(points=(fleet.num_points, fleet.num_points), words_per_point=WORDS_PER_POINT)
     cloud = WatchedEngine(
         model="large",

@@ -123,12 +123,17 @@ class EmulatedEngine:
     ) -> tuple[list[Piece], EngineError | None]:
         """The whole generation, or its first half and the error that ends it."""
         rng = self._rng(prompt, sampling)
-        fails = rng.random() < self._style.error_rate
-        pieces = write(prompt, sampling, num_prompt_tokens, self._piece_tokens, self._style, rng)
+        prompt, style = self._as_asked(prompt)
+        fails = rng.random() < style.error_rate
+        pieces = write(prompt, sampling, num_prompt_tokens, self._piece_tokens, style, rng)
         if not fails:
             return pieces, None
         half = pieces[:-1][: (len(pieces) + 1) // 2]
         return half or [Piece("")], EngineError(f"{self._info.model} failed midway")
+
+    def _as_asked(self, prompt: Prompt) -> tuple[Prompt, TextStyle]:
+        """What is written, and how."""
+        return prompt, self._style
 
     def _rng(self, prompt: Prompt, sampling: Sampling) -> random.Random:
         """Seeded by a hash that is the same in every process."""

@@ -1,0 +1,191 @@
+"""A deployment and its traffic -> what came of every request. The real nodes, emulated engines, a virtual clock."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pice.core import Answer, Curve, Message, Mode, Request, Sampling
+from pice.engine.base import Engine
+from pice.errors import PiceError
+from pice.plan.estimate import step_s
+from pice.simulation.clock import run_virtual
+from pice.simulation.cluster import Cluster, Policies
+from pice.simulation.lengths import Known, LengthEngine, Sketching, numbered
+from pice.simulation.links import Links
+from pice.sketch.prompts import load_prompts
+from pice.store.memory import MemoryStore
+
+_PIECE_TOKENS = 16
+_MOST_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: when it is made, in seconds from the beginning, and what its answer comes to. `mode` None leaves it
+    to the planner."""
+
+    at_s: float
+    text: str
+    known: Known
+    mode: Mode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model on a machine: `curve` is measured or assumed."""
+
+    name: str
+    curve: Curve
+    max_inflight: int
+    context_tokens: int = 8192
+
+    @property
+    def most_per_s(self) -> float:
+        """Tokens per second with all its sequences at work."""
+        return self.max_inflight / step_s(self.curve, self.max_inflight)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A cloud model and the model of each site. With `expands_itself` the cloud's own engine is the only site."""
+
+    cloud: Model
+    sites: Mapping[str, Model] = field(default_factory=dict)
+    policies: Policies = field(default_factory=Policies)
+    sketching: Sketching = field(default_factory=Sketching)
+    rtt_s: float = 0.03
+    bits_per_s: float = 50e6
+    expands_itself: bool = False
+
+    @property
+    def edge_tokens_per_s(self) -> float:
+        """What all sites write together when nothing waits for anything."""
+        return sum(model.most_per_s for model in self.sites.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What came of one request: seconds since it was made (`ended_s` since the beginning), tokens; of one without an
+    answer `error` is the cause's code. `expected_s` is when the planner said it would end."""
+
+    asked_s: float
+    ended_s: float
+    mode: str
+    e2e_s: float
+    ttft_s: float
+    sketch_s: float
+    expected_s: float
+    num_segments: int
+    num_cloud_tokens: int
+    num_edge_tokens: int
+    num_answer_tokens: int
+    num_degraded: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """All of them in the order asked, and all tokens that were decoded by cloud and sites, whatever became of them."""
+
+    ended: Sequence[Ended]
+    num_cloud_tokens: int
+    num_edge_tokens: int
+
+    @property
+    def span_s(self) -> float:
+        """From the beginning to the last end."""
+        return max((each.ended_s for each in self.ended), default=0.0)
+
+
+def play(
+    deployment: Deployment,
+    asks: Sequence[Ask],
+    seed: int,
+    *,
+    timeout_s: float = 600.0,
+    num_at_once: int | None = None,
+) -> Played:
+    """Plays the traffic to its end. With `num_at_once` so many clients ask one after another, whatever `Ask.at_s`."""
+    return run_virtual(_play(deployment, asks, seed, timeout_s, num_at_once))
+
+
+async def _play(
+    deployment: Deployment, asks: Sequence[Ask], seed: int, timeout_s: float, num_at_once: int | None
+) -> Played:
+    known = {number: ask.known for number, ask in enumerate(asks)}
+
+    def engine(model: Model) -> LengthEngine:
+        return LengthEngine(
+            known,
+            deployment.sketching,
+            model=model.name,
+            curve=model.curve,
+            seed=seed,
+            context_tokens=model.context_tokens,
+            max_inflight=model.max_inflight,
+            piece_tokens=_PIECE_TOKENS,
+        )
+
+    cloud = engine(deployment.cloud)
+    edges = {name: engine(model) for name, model in deployment.sites.items()}
+    sites: dict[str, list[Engine]] = {name: [it] for name, it in edges.items()}
+    if deployment.expands_itself:
+        sites = {"itself": [cloud]}
+    for each in (cloud, *edges.values()):
+        await each.start()
+    cluster = Cluster(
+        Links(deployment.rtt_s, bits_per_s=deployment.bits_per_s),
+        MemoryStore(max_open=max(1, len(asks))),
+        load_prompts("default"),
+        deployment.policies,
+        cloud=cloud,
+        sites=sites,
+        rtt_s=deployment.rtt_s,
+    )
+    await cluster.start()
+    ended = await _ask_all(cluster, asks, timeout_s, num_at_once)
+    await cluster.stop()
+    return Played(ended, cloud.num_written, sum(each.num_written for each in edges.values()))
+
+
+async def _ask_all(cluster: Cluster, asks: Sequence[Ask], timeout_s: float, num_at_once: int | None) -> list[Ended]:
+    clock = asyncio.get_running_loop()
+    began_s = clock.time()
+    slots = asyncio.Semaphore(num_at_once or len(asks))
+
+    async def one(number: int, ask: Ask) -> Ended:
+        if num_at_once is None:
+            await asyncio.sleep(began_s + ask.at_s - clock.time())
+        async with slots:
+            asked_s = clock.time() - began_s
+            message = Message("user", numbered(number, ask.text))
+            request = Request(
+                f"req{number}", (message,), Sampling(max_tokens=_MOST_TOKENS, seed=number), timeout_s, ask.mode
+            )
+            try:
+                answer = await cluster.client.ask(request)
+            except PiceError as error:
+                now_s = clock.time() - began_s
+                return Ended(asked_s, now_s, "", now_s - asked_s, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, error.code)
+            return _ended(answer, asked_s, clock.time() - began_s)
+
+    return await asyncio.gather(*(one(number, ask) for number, ask in enumerate(asks)))
+
+
+def _ended(answer: Answer, asked_s: float, ended_s: float) -> Ended:
+    plan, usage, times = answer.plan, answer.usage, answer.times
+    expected_s = {"cloud": plan.t_cloud_s, "edge": plan.t_edge_s, "progressive": plan.t_progressive_s}[answer.mode]
+    return Ended(
+        asked_s,
+        ended_s,
+        answer.mode,
+        ended_s - asked_s,
+        times.ttft_s,
+        times.sketch_s,
+        expected_s,
+        len(answer.spans),
+        usage.num_cloud_output_tokens,
+        usage.num_edge_output_tokens,
+        usage.num_answer_tokens,
+        len(answer.degraded),
+    )
