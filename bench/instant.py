@@ -50,6 +50,7 @@ class Size:
             max_segments=self.num_points,
             assumed_answer_words=round(answer_words),
             sketch_ratio=(self.num_points * self.point_words + 2) / answer_words,
+            sketch_flex=0.0,
         )
 
 

@@ -7,7 +7,8 @@ conversation trace, scaled. What suits a sketch is decided by a person's labels 
 answer that a sketch and an idle site finish sooner than an idle cloud (`length`).
 
 Nothing here says how good the answers are. That a sketch has a fifth of its answer's length is assumed and swept, and
-so is what a batch costs a small machine.
+so is what a batch costs a small machine. A model that is asked for a shorter sketch than usual is taken to write one
+that is shorter by as much.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

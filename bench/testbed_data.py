@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from itertools import accumulate, cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,8 @@ def asks(known: Sequence[Question], suits: Callable[[Question], bool], num: int,
     return found
 
 
-def _gaps() -> list[float]:
+@cache
+def _gaps() -> Sequence[float]:
     with gzip.open(TRACE, "rt") as lines:
         times = [_seconds(row["TIMESTAMP"]) for row in csv.DictReader(lines)]
     return [later - sooner for sooner, later in pairwise(times)]

@@ -12,6 +12,8 @@ from bench.testbed_data import Question, asks, break_even_tokens, cloud_model, m
 from bench.testbed_systems import ABLATIONS, System, deployed, met, policies
 from pice.engine.llama.options import num_cores
 from pice.metrics import percentile
+from pice.plan.base import TOKENS_PER_WORD
+from pice.plan.planner import PlanPolicy
 from pice.simulation.lengths import Sketching
 from pice.simulation.play import Deployment, Ended, Played, play
 
@@ -36,11 +38,14 @@ class World:
 
     def deployment(self) -> Deployment:
         cloud = cloud_model()
+        usual_words = round(
+            PlanPolicy().sketch_ratio * median(each.num_tokens for each in _questions()) / TOKENS_PER_WORD
+        )
         return Deployment(
             cloud,
             site_models(self.num_sites, speed=self.speed, batching=self.batching),
             policies(cloud.max_inflight),
-            Sketching(ratio=self.sketch_ratio),
+            Sketching(ratio=self.sketch_ratio, usual_words=usual_words),
             self.rtt_s,
             self.bits_per_s,
         )

@@ -68,6 +68,7 @@ def _mode(system: System, ask: Ask) -> Mode | None:
 ABLATIONS: Mapping[str, Callable[[Policies], Policies]] = {
     "eager release": lambda it: replace(it, cloud=replace(it.cloud, eager=False)),
     "merging": lambda it: replace(it, plan=replace(it.plan, segment_words=1)),
+    "budget adaptation": lambda it: replace(it, plan=replace(it.plan, sketch_flex=0.0)),
     "multi-list queue": lambda it: replace(it, edge=replace(it.edge, order="fcfs")),
     "hedging": lambda it: replace(it, ensemble=replace(it.ensemble, hedge_min_s=NEVER_S)),
     "second opinions": lambda it: replace(it, ensemble=replace(it.ensemble, second_opinion_below=0.0)),

@@ -241,8 +241,9 @@ class PlannerSettings(Section):
     """When to sketch and how to cut.
 
     `margin` is the share of the cloud's time by which the sketch path must beat it; `sketch_ratio` the length of a
-    sketch against its answer's. A segment is hedged when it takes `hedge_factor` times what was predicted, and
-    no sooner than `hedge_min_s`. `eager` releases segments while the sketch is still being written; fewer
+    sketch against its answer's, less by up to `sketch_flex` of it while the cloud is busier than the sites, and more
+    while they are. A segment is hedged when it takes `hedge_factor` times what was predicted, and no sooner than
+    `hedge_min_s`. `eager` releases segments while the sketch is still being written; fewer
     `max_segments` than `max_points` leave a long last segment then, since it takes all the rest. Each segment is sent
     to `candidates` models at once.
     """
@@ -252,6 +253,7 @@ class PlannerSettings(Section):
     max_segments: int = Field(default=24, ge=1, le=256)
     max_points: int = Field(default=24, ge=1, le=256)
     sketch_ratio: float = Field(default=0.2, gt=0, lt=1)
+    sketch_flex: float = Field(default=0.25, ge=0, lt=1)
     hedge_factor: float = Field(default=2.0, ge=1)
     hedge_min_s: Seconds = 2.0
     assumed_answer_words: int = Field(default=250, ge=1, le=100_000)

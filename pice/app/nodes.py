@@ -128,6 +128,7 @@ def plan_policy(settings: Settings) -> PlanPolicy:
     return PlanPolicy(
         margin=planner.margin,
         sketch_ratio=planner.sketch_ratio,
+        sketch_flex=planner.sketch_flex,
         segment_words=planner.segment_words,
         max_segments=planner.max_segments,
         assumed_answer_words=planner.assumed_answer_words,

@@ -29,6 +29,7 @@ class PlanPolicy:
 
     margin: float = 0.1
     sketch_ratio: float = 0.2
+    sketch_flex: float = 0.25
     segment_words: int = 60
     max_segments: int = 24
     assumed_answer_words: int = 250
@@ -127,7 +128,8 @@ class EarliestFinish:
         words = tokens / TOKENS_PER_WORD
         num_segments = max(1, min(policy.max_segments, round(words / policy.segment_words)))
         ends = _segment_times(edges, num_segments, tokens / num_segments, num_prompt_tokens)
-        sketch_tokens = policy.sketch_ratio * tokens
+        ratio = self._sketch_ratio(cloud, edges)
+        sketch_tokens = ratio * tokens
         start_s = wait_s(cloud) + prefill_s(cloud.curve, num_prompt_tokens)
         written_s = [decode_s(cloud, sketch_tokens * (j + 1) / num_segments) for j in range(num_segments)]
         return Plan(
@@ -136,16 +138,26 @@ class EarliestFinish:
             t_cloud_s=finish_s(cloud, num_prompt_tokens, tokens),
             t_progressive_s=start_s + max(t_j + end for t_j, end in zip(written_s, ends, strict=True)),
             t_edge_s=min(finish_s(option, num_prompt_tokens, tokens, option.rtt_s) for option in edges),
-            sketch_words=max(10, round(policy.sketch_ratio * words)),
+            sketch_words=max(10, round(ratio * words)),
             segment_words=policy.segment_words,
             max_segments=policy.max_segments,
             candidates=policy.candidates,
             answer_words=round(words),
         )
 
+    def _sketch_ratio(self, cloud: Option, edges: Sequence[Option]) -> float:
+        """Less than usual while the cloud is busier than the sites, more while they are."""
+        busy_edges = sum(map(_busy, edges)) / len(edges)
+        return self._policy.sketch_ratio * (1 + self._policy.sketch_flex * (busy_edges - _busy(cloud)))
+
     def _expected_tokens(self, request: Request) -> float:
         assumed = self._policy.assumed_answer_words * TOKENS_PER_WORD
         return min(median(self._lengths) if self._lengths else assumed, request.sampling.max_tokens)
+
+
+def _busy(option: Option) -> float:
+    """The share of its sequences that are taken."""
+    return min(1.0, option.num_outstanding / option.max_inflight)
 
 
 def _num_tokens(segment: Segment) -> int:

@@ -26,11 +26,13 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Sketching:
-    """How sketches are written: `ratio` is a sketch's length to its answer's, everything in its lines counted; a point
-    is given about `words_per_point`, so that the points divide the answer evenly."""
+    """How sketches are written: `ratio` is a sketch's length to its answer's, everything in its lines counted, where it
+    is asked for in `usual_words`; in fewer it is shorter by as much. A point is given about `words_per_point`, so that
+    the points divide the answer evenly."""
 
     ratio: float = 0.2
     words_per_point: int = 55
+    usual_words: int = 50
 
 
 def numbered(number: int, text: str) -> str:
@@ -80,8 +82,9 @@ class LengthEngine(EmulatedEngine):
         )
         if prompt.kind == "answer":
             return replace(prompt, words=0), style
+        ratio = sketching.ratio * (prompt.words / sketching.usual_words if prompt.words else 1.0)
         marks = 2 * num_points
-        return replace(prompt, words=max(num_points, round(sketching.ratio * words) - marks)), style
+        return replace(prompt, words=max(num_points, round(ratio * words) - marks)), style
 
 
 def _number(prompt: Prompt) -> int:

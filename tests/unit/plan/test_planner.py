@@ -116,6 +116,27 @@ def test_plan_is_never_predicted_slower_than_the_cloud_unless_that_is_saturated(
         assert plan.t_progressive_s < plan.t_cloud_s
 
 
+@pytest.mark.parametrize(
+    ("num_at_cloud", "num_at_sites", "words"),
+    [(0, 0, 50), (8, 0, 38), (80, 0, 38), (0, 8, 63), (8, 8, 50), (4, 0, 44)],
+    ids=["idle", "busy cloud", "flooded cloud", "busy sites", "all busy", "half busy cloud"],
+)
+def test_sketch_is_shorter_while_the_cloud_is_busier_than_the_sites(
+    num_at_cloud: int, num_at_sites: int, words: int
+) -> None:
+    cloud = site(CLOUD_SITE, "big", curve=SLOW, num_outstanding=num_at_cloud)
+    plan = planner(cloud, *(site(name, num_outstanding=num_at_sites) for name in ("paris", "rome"))).decide(
+        replace(REQUEST, mode="progressive"), 20
+    )
+    assert plan.sketch_words == words
+
+
+def test_sketch_has_its_usual_length_without_flex() -> None:
+    cloud = site(CLOUD_SITE, "big", num_outstanding=8)
+    plan = planner(cloud, site("paris"), policy=PlanPolicy(sketch_flex=0.0)).decide(REQUEST, 20)
+    assert plan.sketch_words == 50
+
+
 def test_segment_goes_where_it_is_finished_first() -> None:
     placement = planner(CLOUD, site("paris", curve=SLOW), site("rome")).place(segment(), 5.0)
     assert placement is not None
