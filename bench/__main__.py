@@ -2,7 +2,7 @@
 
 import typer
 
-from bench import agreement, brokers, demo, drill, eager, engine, ensemble, pipeline, testbed, threads
+from bench import agreement, brokers, demo, drill, eager, engine, ensemble, pipeline, predictors, testbed, threads
 from bench.report import QuickOption
 from pice.errors import ConfigError
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": demo.command,
     "ensemble": ensemble.command,
     "testbed": testbed.command,
+    "predictors": predictors.command,
     "brokers": brokers.command,
     "drill": drill.command,
 }

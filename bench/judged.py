@@ -47,7 +47,7 @@ def load_judged(questions: Path = QUESTIONS, answers: Path = ANSWERS, scores: Pa
         InputError: a file is missing or holds something else; says which line and what was expected.
     """
     texts: dict[int, dict[str, str]] = defaultdict(dict)
-    for row in _lines(answers, ("question_id", "model", "answer")):
+    for row in json_lines(answers, ("question_id", "model", "answer")):
         texts[row["question_id"]][row["model"]] = row["answer"]
     models = {model for each in texts.values() for model in each}
     given = _given(scores, models)
@@ -61,7 +61,7 @@ def load_judged(questions: Path = QUESTIONS, answers: Path = ANSWERS, scores: Pa
                 for judge, by_model in given[number].items()
             },
         )
-        for row in _lines(questions, ("question_id", "question"))
+        for row in json_lines(questions, ("question_id", "question"))
     ]
 
 
@@ -94,7 +94,12 @@ def _read_review(name: str, models: Collection[str]) -> tuple[str, tuple[str, st
     raise ValueError(f"{name} names no two models of {sorted(known)}")
 
 
-def _lines(path: Path, fields: Sequence[str]) -> Iterator[Any]:
+def json_lines(path: Path, fields: Sequence[str]) -> Iterator[Any]:
+    """The objects of a file, one a line, plain or gzipped, each with these fields.
+
+    Raises:
+        InputError: a line is something else; says which.
+    """
     for number, line in enumerate(_text(path).splitlines(), 1):
         try:
             row = orjson.loads(line)

@@ -5,18 +5,16 @@ import csv
 import gzip
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from itertools import accumulate, cycle, islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 
-from bench.judged import ANSWERS, DATA, QUESTIONS
+from bench.judged import ANSWERS, DATA, QUESTIONS, json_lines
 from pice.core import Curve
 from pice.errors import InputError
 from pice.plan.base import TOKENS_PER_WORD
@@ -134,10 +132,11 @@ def questions() -> list[Question]:
     Raises:
         InputError: one has no answer by `ANSWERED_BY`.
     """
-    answers = {row["question_id"]: row["answer"] for row in _lines(ANSWERS) if row["model"] == ANSWERED_BY}
+    written = json_lines(ANSWERS, ("question_id", "model", "answer"))
+    answers = {row["question_id"]: row["answer"] for row in written if row["model"] == ANSWERED_BY}
     return [
         Question(row["question"], _num_tokens(answers, row["question_id"]), bool(row["suits_sketch"]))
-        for row in _lines(QUESTIONS)
+        for row in json_lines(QUESTIONS, ("question_id", "question", "suits_sketch"))
     ]
 
 
@@ -158,29 +157,47 @@ def asks(known: Sequence[Question], suits: Callable[[Question], bool], num: int,
     """So many requests at `rate` a second, with the gaps of the trace and the questions in a random order, again and
     again. `suits` says which the cloud model would sketch."""
     rng = random.Random(seed)
-    gaps = _gaps()
-    first = rng.randrange(len(gaps))
-    scale = 1 / (rate * sum(gaps) / len(gaps))
+    between = gaps()
+    first = rng.randrange(len(between))
+    scale = len(between) / (rate * sum(between))
     found, at_s = list[Ask](), 0.0
     for number in range(num):
         if number % len(known) == 0:
             order = rng.sample(known, len(known))
         question = order[number % len(known)]
         found.append(Ask(at_s, question.text, Known(question.num_tokens, suits(question))))
-        at_s += gaps[(first + number) % len(gaps)] * scale
+        at_s += between[(first + number) % len(between)] * scale
     return found
 
 
 @cache
-def _gaps() -> Sequence[float]:
-    with gzip.open(TRACE, "rt") as lines:
-        times = [_seconds(row["TIMESTAMP"]) for row in csv.DictReader(lines)]
+def gaps(path: Path = TRACE) -> Sequence[float]:
+    """Seconds between one arrival of a trace and the next.
+
+    Raises:
+        InputError: a time is missing, is none or goes back; says in which line.
+    """
+    times = list[float]()
+    try:
+        with gzip.open(path, "rt", newline="") as lines:
+            for number, row in enumerate(csv.DictReader(lines), 2):
+                times.append(_seconds(row.get("TIMESTAMP"), f"{path}, line {number}"))
+                if times[-1] < max(times[-2:]):
+                    raise InputError(f"{path}, line {number}: expected times in order, got one that goes back")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; PICE_DATA names the folder of public data") from error
+    if len(times) < 2 or times[0] == times[-1]:
+        raise InputError(f"{path}: expected arrivals at two times at least, got {len(times)}")
     return [later - sooner for sooner, later in pairwise(times)]
 
 
-def _seconds(stamp: str) -> float:
-    whole, _, part = stamp.partition(".")
-    return datetime.fromisoformat(whole).timestamp() + (float(f"0.{part}") if part else 0.0)
+def _seconds(stamp: str | None, place: str) -> float:
+    """Of a time with seven digits after its seconds, which Python does not read."""
+    whole, _, part = (stamp or "").partition(".")
+    try:
+        return datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp() + float(f"0.{part or 0}")
+    except ValueError as error:
+        raise InputError(f"{place}: expected a time like 2023-11-16 18:15:46.68, got {stamp!r}") from error
 
 
 def _num_tokens(answers: Mapping[int, str], number: int) -> int:
@@ -192,8 +209,3 @@ def _num_tokens(answers: Mapping[int, str], number: int) -> int:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as lines:
         return list(csv.DictReader(lines))
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rb") as lines:
-        yield from map(orjson.loads, lines)
