@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
+from random import Random
 from statistics import median
 from typing import Literal
 
@@ -21,13 +22,15 @@ Gate = Literal["labels", "length"]
 GATES: tuple[Gate, ...] = ("labels", "length")
 GOOD_TTFT_S, GOOD_E2E_S = 3.0, 15.0
 """What a good answer keeps. Goodput counts those."""
+DEATH_S = 20.0
 AT_ONCE_PER_SLOT = 6
 """Clients of a saturated system, for each of the cloud model's sequences."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What all systems of a comparison have alike. `speed` and `batching`: see `site_models`."""
+    """What all systems of a comparison have alike. `speed` and `batching`: see `site_models`. With `suited` that share
+    of the questions suits a sketch, whatever the gate; the first `num_dying` sites die on the way."""
 
     num_sites: int = 24
     speed: float = 1.0
@@ -35,19 +38,23 @@ class World:
     sketch_ratio: float = 0.2
     rtt_s: float = 0.03
     bits_per_s: float = 50e6
+    suited: float | None = None
+    num_dying: int = 0
 
     def deployment(self) -> Deployment:
         cloud = cloud_model()
         usual_words = round(
             PlanPolicy().sketch_ratio * median(each.num_tokens for each in _questions()) / TOKENS_PER_WORD
         )
+        sites = site_models(self.num_sites, speed=self.speed, batching=self.batching)
         return Deployment(
             cloud,
-            site_models(self.num_sites, speed=self.speed, batching=self.batching),
+            sites,
             policies(cloud.max_inflight),
             Sketching(ratio=self.sketch_ratio, usual_words=usual_words),
             self.rtt_s,
             self.bits_per_s,
+            deaths=dict.fromkeys(list(sites)[: self.num_dying], DEATH_S),
         )
 
 
@@ -63,6 +70,25 @@ class Cell:
     seed: int
     num_requests: int
     without: str = ""
+
+    def is_of(self, line: "Line") -> bool:
+        return (self.system, self.gate, self.world, self.without) == (line.system, line.gate, line.world, line.without)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row of the table: one setting, saturated and at some loads. The six systems as they are have no `label`."""
+
+    system: System
+    gate: Gate
+    world: World
+    loads: tuple[float, ...]
+    without: str = ""
+    label: str = ""
+    once: bool = False
+
+    def cell(self, rate: float | None, seed: int, num_requests: int) -> Cell:
+        return Cell(self.system, self.gate, self.world, rate, seed, num_requests, self.without)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +125,9 @@ def play_cell(cell: Cell) -> Figures:
 def suits(gate: Gate, world: World) -> Callable[[Question], bool]:
     """Which questions the cloud model would sketch: those with the label, or those whose answer is long enough for a
     sketch to be sooner with the slowest kind of site."""
+    if world.suited is not None:
+        drawn = Random(0).sample(_questions(), round(world.suited * len(_questions())))
+        return drawn.__contains__
     if gate == "labels":
         return lambda question: question.suits_sketch
     least = max(

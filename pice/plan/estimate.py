@@ -1,4 +1,4 @@
-"""How long things will take: the formulas of docs/architecture.md, from an engine's curve and its load."""
+"""How long things will take: the formulas of docs/planner.md, from an engine's curve and its load."""
 
 from bisect import bisect_left
 from typing import Protocol

@@ -47,7 +47,8 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A cloud model and the model of each site. With `expands_itself` the cloud's own engine is the only site."""
+    """A cloud model and the model of each site. With `expands_itself` the cloud's own engine is the only site. `deaths`
+    says when a site dies, in seconds from the beginning; it stays dead."""
 
     cloud: Model
     sites: Mapping[str, Model] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Deployment:
     rtt_s: float = 0.03
     bits_per_s: float = 50e6
     expands_itself: bool = False
+    deaths: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def edge_tokens_per_s(self) -> float:
@@ -143,6 +145,8 @@ async def _play(
         rtt_s=deployment.rtt_s,
     )
     await cluster.start()
+    for name, at_s in deployment.deaths.items():
+        asyncio.get_running_loop().call_later(at_s, cluster.nodes[f"site-{name}"].life.kill)
     ended = await _ask_all(cluster, asks, timeout_s, num_at_once)
     await cluster.stop()
     return Played(ended, cloud.num_written, sum(each.num_written for each in edges.values()))

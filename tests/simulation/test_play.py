@@ -80,6 +80,13 @@ def test_request_that_no_one_answers_in_time_says_why() -> None:
     assert found.ended[0].error == "deadline_exceeded"
 
 
+def test_site_that_dies_costs_time_and_no_answer() -> None:
+    traffic = asks(*[True] * 8, mode="progressive", gap_s=1.0)
+    healthy, dying = (play(replace(WHOLE, deaths=deaths), traffic, seed=0) for deaths in ({}, {"a": 4.0}))
+    assert [each.error for each in dying.ended] == [""] * 8
+    assert max(each.e2e_s for each in dying.ended) > max(each.e2e_s for each in healthy.ended)
+
+
 def test_no_more_are_asked_at_once_than_there_are_clients() -> None:
     found = play(replace(WHOLE, sites={}), asks(*[False] * 6, mode="cloud", gap_s=0.0), seed=0, num_at_once=2)
     ends = sorted(each.ended_s for each in found.ended)

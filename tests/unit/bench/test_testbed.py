@@ -9,7 +9,7 @@ import pytest
 from bench.judged import DATA
 from bench.testbed import QUICK_LOADS, Found, Plan
 from bench.testbed_data import BATCH_SHAPE, asks, break_even_tokens, cloud_model, gaps, machines, questions, site_models
-from bench.testbed_run import GATES, Cell, Figures, World, figures, play_cell, suits
+from bench.testbed_run import GATES, Cell, Figures, Gate, Line, World, figures, play_cell, suits
 from bench.testbed_systems import ABLATIONS, SYSTEMS, System, deployed, met, policies
 from pice.core import Curve, Mode
 from pice.errors import InputError
@@ -132,15 +132,29 @@ def test_cell_is_played_the_same_again() -> None:
 
 
 def test_aims_are_the_medians_over_seeds_against_cloud_only() -> None:
-    found = Found(Plan(3, 1, 1, QUICK_LOADS, (8,), whole=False), 4.0, {gate: World(8) for gate in GATES}, _figures())
+    worlds: dict[Gate, World] = {gate: World(8) for gate in GATES}
+    lines = [Line(system, gate, World(8), QUICK_LOADS) for gate in GATES for system in SYSTEMS]
+    lines += [Line("pice", gate, World(n), QUICK_LOADS, label=f"pice, {n} sites") for gate in GATES for n in (0, 2)]
+    found = Found(Plan(3, 1, 1, QUICK_LOADS, (8,), whole=False), 4.0, worlds, lines, _figures())
     report = found.report()
     aims = {aim.name: aim for aim in report.aims}
     assert aims["labels: throughput / cloud-only"].value == pytest.approx(2.0)
     assert aims["labels: throughput / cloud-only"].met
     assert aims["length: throughput / cloud-only"].value == pytest.approx(2.0)
     assert not aims["length: throughput / cloud-only"].met
-    assert aims["labels, no site: median E2E / cloud-only at 20%"].value == pytest.approx(0.5)
-    assert len(report.table.rows) == len(GATES) * len(SYSTEMS)
+    assert aims["labels, pice, 0 sites: median E2E / cloud-only, worst load"].value == pytest.approx(0.5)
+    assert [row[1] for row in report.table.rows[:6]] == list(SYSTEMS)
+    assert len(report.table.rows) == len(lines)
+
+
+@needs_data
+def test_share_of_suited_questions_can_be_given() -> None:
+    assert [sum(map(suits("labels", World(suited=share)), questions())) for share in (0.0, 0.25, 1.0)] == [0, 20, 80]
+
+
+@needs_data
+def test_dying_sites_are_the_first() -> None:
+    assert list(World(4, num_dying=2).deployment().deaths) == ["site-0000", "site-0001"]
 
 
 def _figures() -> dict[Cell, Figures]:
