@@ -241,8 +241,8 @@ class PlannerSettings(Section):
     """When to sketch and how to cut.
 
     `margin` is the share of the cloud's time by which the sketch path must beat it; `sketch_ratio` the length of a
-    sketch against its answer's, less by up to `sketch_flex` of it while the cloud is busier than the sites, and more
-    while they are. A segment is hedged when it takes `hedge_factor` times what was predicted, and no sooner than
+    sketch against its answer's, less by up to `sketch_flex` of it while the cloud is busier than the idlest site, and
+    more while that is. A segment is hedged when it takes `hedge_factor` times what was predicted, and no sooner than
     `hedge_min_s`. `eager` releases segments while the sketch is still being written; fewer
     `max_segments` than `max_points` leave a long last segment then, since it takes all the rest. Each segment is sent
     to `candidates` models at once.

@@ -146,9 +146,10 @@ class EarliestFinish:
         )
 
     def _sketch_ratio(self, cloud: Option, edges: Sequence[Option]) -> float:
-        """Less than usual while the cloud is busier than the sites, more while they are."""
-        busy_edges = sum(map(_busy, edges)) / len(edges)
-        return self._policy.sketch_ratio * (1 + self._policy.sketch_flex * (busy_edges - _busy(cloud)))
+        """Less than usual while the cloud is busier than the idlest site, more while that is. One site more never
+        makes it more."""
+        idlest = min(map(_busy, edges))
+        return self._policy.sketch_ratio * (1 + self._policy.sketch_flex * (idlest - _busy(cloud)))
 
     def _expected_tokens(self, request: Request) -> float:
         assumed = self._policy.assumed_answer_words * TOKENS_PER_WORD

@@ -131,6 +131,48 @@ def test_sketch_is_shorter_while_the_cloud_is_busier_than_the_sites(
     assert plan.sketch_words == words
 
 
+EDGES = st.lists(st.tuples(st.integers(0, 40), st.floats(0.001, 0.5)), min_size=1, max_size=6)
+
+
+def edge_sites(edges: list[tuple[int, float]]) -> list[SiteState]:
+    return [
+        site(f"s{i}", curve=Curve((1, 8), (rate, 2 * rate)), num_outstanding=busy, backlog_tokens=80 * busy)
+        for i, (busy, rate) in enumerate(edges)
+    ]
+
+
+@given(EDGES, st.integers(0, 40), st.floats(0.001, 0.5))
+def test_one_site_more_never_makes_the_prediction_worse(
+    edges: list[tuple[int, float]], outstanding: int, step: float
+) -> None:
+    cloud = site(CLOUD_SITE, "big", curve=Curve((1,), (step,)), num_outstanding=outstanding)
+    fewer, more = (planner(cloud, *edge_sites(some)).decide(REQUEST, 20) for some in (edges[:-1], edges))
+    if len(edges) > 1:
+        assert more.t_progressive_s <= fewer.t_progressive_s * (1 + 1e-9)
+        assert more.t_edge_s <= fewer.t_edge_s
+
+
+@given(EDGES, st.integers(0, 40), st.integers(1, 4096))
+def test_plan_keeps_within_its_bounds(edges: list[tuple[int, float]], outstanding: int, max_tokens: int) -> None:
+    policy = PlanPolicy()
+    cloud = site(CLOUD_SITE, "big", num_outstanding=outstanding)
+    request = replace(REQUEST, sampling=Sampling(max_tokens=max_tokens))
+    plan = planner(cloud, *edge_sites(edges), policy=policy).decide(request, 20)
+    assert plan.mode in ("cloud", "progressive")
+    assert 1 <= plan.candidates <= plan.max_segments <= policy.max_segments
+    most = policy.sketch_ratio * (1 + policy.sketch_flex) * plan.answer_words
+    assert plan.sketch_words <= max(10, most + 1)
+
+
+@given(EDGES, st.integers(0, 40))
+def test_decisions_are_the_same_for_the_same_inputs(edges: list[tuple[int, float]], outstanding: int) -> None:
+    def decided() -> list[object]:
+        made = planner(site(CLOUD_SITE, "big", num_outstanding=outstanding), *edge_sites(edges))
+        return [made.decide(REQUEST, 20), *(made.place(segment(index=i), float(i)) for i in range(4))]
+
+    assert decided() == decided()
+
+
 def test_sketch_has_its_usual_length_without_flex() -> None:
     cloud = site(CLOUD_SITE, "big", num_outstanding=8)
     plan = planner(cloud, site("paris"), policy=PlanPolicy(sketch_flex=0.0)).decide(REQUEST, 20)
