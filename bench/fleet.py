@@ -70,8 +70,8 @@ def curve(name: str) -> Curve:
 class WatchedLinks(Links):
     """Notes when segments were published."""
 
-    def __init__(self, rtt_s: float) -> None:
-        super().__init__(rtt_s)
+    def __init__(self, rtts_s: Mapping[str, float]) -> None:
+        super().__init__(rtts_s)
         self.segments_s: list[float] = []
 
     async def publish(
@@ -106,7 +106,6 @@ class WatchedEngine(EmulatedEngine):
 @asynccontextmanager
 async def running(fleet: Fleet) -> AsyncIterator[tuple[Cluster, WatchedLinks, WatchedEngine]]:
     """The fleet's cluster, started, until the block ends."""
-    links = WatchedLinks(RTT_S)
     style = TextStyle(points=(fleet.num_points, fleet.num_points), words_per_point=WORDS_PER_POINT)
     cloud = WatchedEngine(
         model="large",
@@ -118,6 +117,8 @@ async def running(fleet: Fleet) -> AsyncIterator[tuple[Cluster, WatchedLinks, Wa
     )
     cloud.lines_s = []
     sites = {f"site-{number:02}": _small_engine(fleet.seed) for number in range(fleet.num_sites)}
+    rtts_s = dict.fromkeys(sites, RTT_S)
+    links = WatchedLinks(rtts_s)
     cluster = Cluster(
         links,
         MemoryStore(),
@@ -125,7 +126,7 @@ async def running(fleet: Fleet) -> AsyncIterator[tuple[Cluster, WatchedLinks, Wa
         fleet.policies(),
         cloud=cloud,
         sites={name: [engine] for name, engine in sites.items()},
-        rtt_s=RTT_S,
+        rtts_s=rtts_s,
     )
     for engine in (cloud, *sites.values()):
         await engine.start()

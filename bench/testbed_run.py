@@ -16,7 +16,7 @@ from pice.metrics import percentile
 from pice.plan.base import TOKENS_PER_WORD
 from pice.plan.planner import PlanPolicy
 from pice.simulation.lengths import Sketching
-from pice.simulation.play import Deployment, Ended, Played, play
+from pice.simulation.play import Deployment, Ended, Played, Site, play
 
 Gate = Literal["labels", "length"]
 GATES: tuple[Gate, ...] = ("labels", "length")
@@ -49,10 +49,9 @@ class World:
         sites = site_models(self.num_sites, speed=self.speed, batching=self.batching)
         return Deployment(
             cloud,
-            sites,
+            {name: Site((model,), self.rtt_s) for name, model in sites.items()},
             policies(cloud.max_inflight),
             Sketching(ratio=self.sketch_ratio, usual_words=usual_words),
-            self.rtt_s,
             self.bits_per_s,
             deaths=dict.fromkeys(list(sites)[: self.num_dying], DEATH_S),
         )

@@ -34,7 +34,7 @@ def deployed(system: System, whole: Deployment) -> Deployment:
         case "cloud-only":
             return replace(whole, sites={})
         case "sot":
-            return replace(whole, sites={}, expands_itself=True, rtt_s=0.0)
+            return replace(whole, sites={}, expands_itself=True)
         case "pice-paper":
             return replace(
                 whole,

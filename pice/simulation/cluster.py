@@ -22,6 +22,8 @@ from pice.sketch.prompts import PromptSet
 from pice.store.base import Store
 from pice.transport.base import Transport
 
+RTT_S = 0.02
+"""To a site of which nothing else is said."""
 _PAUSE_S = 0.5
 """From a node's end to its next run."""
 
@@ -94,7 +96,7 @@ class Cluster:
         *,
         cloud: Engine,
         sites: Mapping[str, list[Engine]],
-        rtt_s: float = 0.02,
+        rtts_s: Mapping[str, float] | None = None,
         session_s: float = 3.0,
         reply_s: float = 0.0,
         secret: str = "",
@@ -107,7 +109,7 @@ class Cluster:
         self._policies = policies
         self._cloud = cloud
         self._sites = sites
-        self._rtt_s = rtt_s
+        self._rtts_s = rtts_s or {}
         self._session_s = session_s
         self._reply_s = reply_s
         self._secret = secret
@@ -190,7 +192,7 @@ class Cluster:
             self._loads.pop(site, None)  # it dies with its node; that of the cloud engine is shared by several
         loads = zip(self.engines(site), self._load(site), strict=True)
         return EdgeNode(
-            Address(site, pool, partition, 0.0 if is_cloud else self._rtt_s),
+            Address(site, pool, partition, 0.0 if is_cloud else self._rtts_s.get(site, RTT_S)),
             transport=transport,
             store=store,
             engines=[(engine, load, self._prompts) for engine, load in loads],

@@ -15,6 +15,8 @@ from pice.simulation.links import Links
 from pice.sketch.prompts import load_prompts
 from pice.store.memory import MemoryStore
 
+ITSELF = "itself"
+"""The site that stands for the cloud's own engine where it expands."""
 _PIECE_TOKENS = 16
 _MOST_TOKENS = 4096
 
@@ -46,15 +48,22 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Site:
+    """The models of a site, and the round trip to it."""
+
+    models: tuple[Model, ...]
+    rtt_s: float = 0.03
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
-    """A cloud model and the model of each site. With `expands_itself` the cloud's own engine is the only site. `deaths`
+    """A cloud model and its sites. With `expands_itself` the cloud's own engine is the only site. `deaths`
     says when a site dies, in seconds from the beginning; it stays dead."""
 
     cloud: Model
-    sites: Mapping[str, Model] = field(default_factory=dict)
+    sites: Mapping[str, Site] = field(default_factory=dict)
     policies: Policies = field(default_factory=Policies)
     sketching: Sketching = field(default_factory=Sketching)
-    rtt_s: float = 0.03
     bits_per_s: float = 50e6
     expands_itself: bool = False
     deaths: Mapping[str, float] = field(default_factory=dict)
@@ -62,7 +71,7 @@ class Deployment:
     @property
     def edge_tokens_per_s(self) -> float:
         """What all sites write together when nothing waits for anything."""
-        return sum(model.most_per_s for model in self.sites.values())
+        return sum(model.most_per_s for site in self.sites.values() for model in site.models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,27 +138,29 @@ async def _play(
         )
 
     cloud = engine(deployment.cloud)
-    edges = {name: engine(model) for name, model in deployment.sites.items()}
-    sites: dict[str, list[Engine]] = {name: [it] for name, it in edges.items()}
+    edges = {name: [engine(model) for model in site.models] for name, site in deployment.sites.items()}
+    at_edge = [each for engines in edges.values() for each in engines]
+    rtts_s = {name: site.rtt_s for name, site in deployment.sites.items()}
+    sites: dict[str, list[Engine]] = {name: [*engines] for name, engines in edges.items()}
     if deployment.expands_itself:
-        sites = {"itself": [cloud]}
-    for each in (cloud, *edges.values()):
+        sites, rtts_s = {ITSELF: [cloud]}, {ITSELF: 0.0}
+    for each in (cloud, *at_edge):
         await each.start()
     cluster = Cluster(
-        Links(deployment.rtt_s, bits_per_s=deployment.bits_per_s),
+        Links(rtts_s, bits_per_s=deployment.bits_per_s),
         MemoryStore(max_open=max(1, len(asks))),
         load_prompts("default"),
         deployment.policies,
         cloud=cloud,
         sites=sites,
-        rtt_s=deployment.rtt_s,
+        rtts_s=rtts_s,
     )
     await cluster.start()
     for name, at_s in deployment.deaths.items():
         asyncio.get_running_loop().call_later(at_s, cluster.nodes[f"site-{name}"].life.kill)
     ended = await _ask_all(cluster, asks, timeout_s, num_at_once)
     await cluster.stop()
-    return Played(ended, cloud.num_written, sum(each.num_written for each in edges.values()))
+    return Played(ended, cloud.num_written, sum(each.num_written for each in at_edge))
 
 
 async def _ask_all(cluster: Cluster, asks: Sequence[Ask], timeout_s: float, num_at_once: int | None) -> list[Ended]:

@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import pytest
 
-from pice.core import Curve, Mode
+from pice.core import CLOUD_SITE, Candidate, Curve, Mode
+from pice.message.codec import encode
 from pice.simulation.clock import run_virtual
 from pice.simulation.lengths import Known, Sketching
 from pice.simulation.links import Links
-from pice.simulation.play import Ask, Deployment, Ended, Model, play
+from pice.simulation.play import Ask, Deployment, Ended, Model, Site, play
 from pice.transport.base import CANDIDATES, REQUESTS, segments_topic
 
 STEP_S, NUM_TOKENS = 0.03, 350
 CLOUD = Model("big", Curve((1,), (STEP_S,), base_s=0.04), max_inflight=4)
 EDGE = Model("small", Curve((1, 8), (0.01, 0.02), base_s=0.01), max_inflight=8)
-WHOLE = Deployment(CLOUD, {"a": EDGE, "b": EDGE})
+WHOLE = Deployment(CLOUD, {"a": Site((EDGE,)), "b": Site((EDGE,))})
 
 
 def asks(*suits: bool, mode: Mode | None = None, gap_s: float = 60.0) -> list[Ask]:
@@ -57,7 +58,7 @@ def test_sketch_has_its_share_of_the_answer(ratio: float) -> None:
 
 
 def test_cloud_that_expands_its_own_sketch_writes_all_of_it() -> None:
-    deployment = replace(WHOLE, sites={}, expands_itself=True, rtt_s=0.0)
+    deployment = replace(WHOLE, sites={}, expands_itself=True)
     found = play(deployment, asks(True, mode="progressive"), seed=0)
     assert found.ended[0].mode == "progressive"
     assert found.num_cloud_tokens == pytest.approx(1.2 * NUM_TOKENS, rel=0.15)
@@ -65,7 +66,7 @@ def test_cloud_that_expands_its_own_sketch_writes_all_of_it() -> None:
 
 def test_tokens_of_losers_count_where_they_were_written() -> None:
     other = replace(EDGE, name="other")
-    deployment = replace(WHOLE, sites={"a": EDGE, "b": other})
+    deployment = replace(WHOLE, sites={"a": Site((EDGE, other))})
     two = replace(deployment.policies, plan=replace(deployment.policies.plan, candidates=2))
     one, both = (
         play(replace(deployment, policies=policies), asks(True, mode="progressive"), seed=0)
@@ -99,15 +100,25 @@ def test_same_traffic_is_played_the_same() -> None:
     assert play(WHOLE, traffic, seed=3) == play(WHOLE, traffic, seed=3)
 
 
+BYTES = encode(Candidate("r", 1, 0, "far", "m", "text"))
+BYTES_S = len(BYTES) * 8 / 1e6
+
+
 @pytest.mark.parametrize(
-    ("topic", "late_s"),
-    [(segments_topic("main"), 0.05 + 1000 * 8 / 1e6), (CANDIDATES, 0.05 + 1000 * 8 / 1e6), (REQUESTS, 0.0)],
+    ("topic", "partition", "late_s"),
+    [
+        (segments_topic("main"), 0, 0.01 + BYTES_S),
+        (segments_topic("main"), 1, 0.05 + BYTES_S),
+        (CANDIDATES, 0, 0.05 + BYTES_S),
+        (REQUESTS, 0, 0.0),
+        (segments_topic(CLOUD_SITE), 0, 0.0),
+    ],
 )
-def test_link_takes_half_a_round_trip_and_the_time_of_its_bytes(topic: str, late_s: float) -> None:
+def test_link_takes_half_a_round_trip_and_the_time_of_its_bytes(topic: str, partition: int, late_s: float) -> None:
     async def arrival_s() -> float:
-        links = Links(0.1, bits_per_s=1e6)
-        subscription = await links.subscribe(topic, group="g", partition=0)
-        await links.publish(topic, bytes(1000), partition=0)
+        links = Links({"near": 0.02, "far": 0.1}, bits_per_s=1e6)
+        subscription = await links.subscribe(topic, group="g", partition=partition)
+        await links.publish(topic, BYTES, partition=partition)
         await subscription.receive()
         return asyncio.get_running_loop().time()
 

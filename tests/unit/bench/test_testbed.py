@@ -15,11 +15,11 @@ from pice.core import Curve, Mode
 from pice.errors import InputError
 from pice.plan.base import TOKENS_PER_WORD
 from pice.simulation.lengths import Known, Sketching
-from pice.simulation.play import Ask, Deployment, Ended, Model, Played
+from pice.simulation.play import Ask, Deployment, Ended, Model, Played, Site
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the public data is not at {DATA} (PICE_DATA)")
 MODEL = Model("m", Curve((1,), (0.01,)), max_inflight=1)
-WHOLE = Deployment(MODEL, {"a": MODEL}, policies(4))
+WHOLE = Deployment(MODEL, {"a": Site((MODEL,))}, policies(4))
 TRAFFIC = [Ask(0.0, "a", Known(10, suits_sketch=True)), Ask(1.0, "b", Known(10, suits_sketch=False))]
 
 
