@@ -2,12 +2,10 @@
 whose README names the sources."""
 
 import csv
-import gzip
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from itertools import accumulate, cycle, islice, pairwise
 from pathlib import Path
@@ -21,6 +19,7 @@ from pice.plan.base import TOKENS_PER_WORD
 from pice.plan.estimate import prefill_s, step_s
 from pice.simulation.lengths import Known, Sketching
 from pice.simulation.play import Ask, Model
+from pice.simulation.trace import read_trace
 
 SPLITWISE = DATA / "profiles" / "splitwise_perf_medians.csv"
 LLAMA_CPP = DATA / "profiles" / "llamacpp_gpu_mac_tokens_per_s.csv"
@@ -157,7 +156,7 @@ def asks(known: Sequence[Question], suits: Callable[[Question], bool], num: int,
     """So many requests at `rate` a second, with the gaps of the trace and the questions in a random order, again and
     again. `suits` says which the cloud model would sketch."""
     rng = random.Random(seed)
-    between = gaps()
+    between = _gaps()
     first = rng.randrange(len(between))
     scale = len(between) / (rate * sum(between))
     found, at_s = list[Ask](), 0.0
@@ -171,33 +170,8 @@ def asks(known: Sequence[Question], suits: Callable[[Question], bool], num: int,
 
 
 @cache
-def gaps(path: Path = TRACE) -> Sequence[float]:
-    """Seconds between one arrival of a trace and the next.
-
-    Raises:
-        InputError: a time is missing, is none or goes back; says in which line.
-    """
-    times = list[float]()
-    try:
-        with gzip.open(path, "rt", newline="") as lines:
-            for number, row in enumerate(csv.DictReader(lines), 2):
-                times.append(_seconds(row.get("TIMESTAMP"), f"{path}, line {number}"))
-                if times[-1] < max(times[-2:]):
-                    raise InputError(f"{path}, line {number}: expected times in order, got one that goes back")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}; PICE_DATA names the folder of public data") from error
-    if len(times) < 2 or times[0] == times[-1]:
-        raise InputError(f"{path}: expected arrivals at two times at least, got {len(times)}")
-    return [later - sooner for sooner, later in pairwise(times)]
-
-
-def _seconds(stamp: str | None, place: str) -> float:
-    """Of a time with seven digits after its seconds, which Python does not read."""
-    whole, _, part = (stamp or "").partition(".")
-    try:
-        return datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp() + float(f"0.{part or 0}")
-    except ValueError as error:
-        raise InputError(f"{place}: expected a time like 2023-11-16 18:15:46.68, got {stamp!r}") from error
+def _gaps() -> Sequence[float]:
+    return [later.at_s - sooner.at_s for sooner, later in pairwise(read_trace(TRACE))]
 
 
 def _num_tokens(answers: Mapping[int, str], number: int) -> int:

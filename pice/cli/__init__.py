@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pice import __version__
-from pice.cli import ask, batch, config, dead, demo, doctor, models, plan, services, sites, topics
+from pice.cli import ask, batch, config, dead, demo, doctor, models, plan, services, simulate, sites, topics
 from pice.cli.session import report
 from pice.cli.streams import mend_streams
 from pice.errors import PiceError
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(ask.ask)
 app.command()(plan.plan)
+app.command("simulate")(simulate.simulate_command)
 app.command()(doctor.doctor)
 app.command()(services.cloud)
 app.command()(services.edge)

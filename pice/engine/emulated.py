@@ -65,7 +65,7 @@ class EmulatedEngine:
         self.resume()
 
     async def count_tokens(self, prompt: Prompt) -> int:
-        return _count_tokens(prompt)
+        return self._num_tokens(prompt)
 
     async def generate(
         self, prompt: Prompt, sampling: Sampling, *, deadline_s: float = math.inf
@@ -108,7 +108,7 @@ class EmulatedEngine:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
         _check(prompt, sampling)
-        num_prompt_tokens = _count_tokens(prompt)
+        num_prompt_tokens = self._num_tokens(prompt)
         if num_prompt_tokens + sampling.max_tokens > self._info.context_tokens:
             raise PromptTooLong(
                 model=self._info.model,
@@ -130,6 +130,10 @@ class EmulatedEngine:
             return pieces, None
         half = pieces[:-1][: (len(pieces) + 1) // 2]
         return half or [Piece("")], EngineError(f"{self._info.model} failed midway")
+
+    def _num_tokens(self, prompt: Prompt) -> int:
+        """Of a prompt: its words."""
+        return sum(len(message.content.split()) for message in prompt.messages)
 
     def _as_asked(self, prompt: Prompt) -> tuple[Prompt, TextStyle]:
         """What is written, and how."""
@@ -155,7 +159,3 @@ def _check(prompt: Prompt, sampling: Sampling) -> None:
         raise InputError('a stop string must have at least one character, got ""')
     if prompt.grammar and prompt.kind != "sketch":
         raise UnsupportedParameter("grammar", "an emulated engine keeps to a grammar only when it writes a sketch")
-
-
-def _count_tokens(prompt: Prompt) -> int:
-    return sum(len(message.content.split()) for message in prompt.messages)

@@ -18,10 +18,12 @@ _ASKED = re.compile(r"\[ask (\d+)\]")
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the answer to a question comes to: its length, and whether the cloud model would sketch it."""
+    """What the answer to a question comes to: its length, and whether the cloud model would sketch it. Its prompt takes
+    `num_prompt_tokens` beside the words that are there."""
 
     num_tokens: int
     suits_sketch: bool
+    num_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,9 @@ class LengthEngine(EmulatedEngine):
     ) -> tuple[list[Piece], EngineError | None]:
         pieces, error = super()._write(prompt, sampling, num_prompt_tokens)
         return _in_tokens(_with_first_word(pieces)), error
+
+    def _num_tokens(self, prompt: Prompt) -> int:
+        return super()._num_tokens(prompt) + self._known[_number(prompt)].num_prompt_tokens
 
     def _as_asked(self, prompt: Prompt) -> tuple[Prompt, TextStyle]:
         if prompt.kind == "expand":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pice.core import Answer, Curve, Message, Mode, Request, Sampling
 from pice.engine.base import Engine
-from pice.errors import PiceError
+from pice.errors import PiceError, RequestFailed
 from pice.plan.estimate import step_s
 from pice.simulation.clock import run_virtual
 from pice.simulation.cluster import Cluster, Policies
@@ -18,7 +18,7 @@ from pice.store.memory import MemoryStore
 ITSELF = "itself"
 """The site that stands for the cloud's own engine where it expands."""
 _PIECE_TOKENS = 16
-_MOST_TOKENS = 4096
+_TOKENS_TO_SPARE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +175,18 @@ async def _ask_all(cluster: Cluster, asks: Sequence[Ask], timeout_s: float, num_
             asked_s = clock.time() - began_s
             message = Message("user", numbered(number, ask.text))
             request = Request(
-                f"req{number}", (message,), Sampling(max_tokens=_MOST_TOKENS, seed=number), timeout_s, ask.mode
+                f"req{number}",
+                (message,),
+                Sampling(max_tokens=2 * ask.known.num_tokens + _TOKENS_TO_SPARE, seed=number),
+                timeout_s,
+                ask.mode,
             )
             try:
                 answer = await cluster.client.ask(request)
             except PiceError as error:
                 now_s = clock.time() - began_s
-                return Ended(asked_s, now_s, "", now_s - asked_s, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, error.code)
+                code = error.failure_code if isinstance(error, RequestFailed) else error.code
+                return Ended(asked_s, now_s, "", now_s - asked_s, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, code)
             return _ended(answer, asked_s, clock.time() - began_s)
 
     return await asyncio.gather(*(one(number, ask) for number, ask in enumerate(asks)))

@@ -1,18 +1,15 @@
 """The testbed: who is asked in which mode, what a run comes to, and what is aimed at."""
 
-import gzip
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from bench.judged import DATA
 from bench.testbed import QUICK_LOADS, Found, Plan
-from bench.testbed_data import BATCH_SHAPE, asks, break_even_tokens, cloud_model, gaps, machines, questions, site_models
+from bench.testbed_data import BATCH_SHAPE, asks, break_even_tokens, cloud_model, machines, questions, site_models
 from bench.testbed_run import GATES, Cell, Figures, Gate, Line, World, figures, play_cell, suits
 from bench.testbed_systems import ABLATIONS, SYSTEMS, System, deployed, met, policies
 from pice.core import Curve, Mode
-from pice.errors import InputError
 from pice.plan.base import TOKENS_PER_WORD
 from pice.simulation.lengths import Known, Sketching
 from pice.simulation.play import Ask, Deployment, Ended, Model, Played, Site
@@ -185,27 +182,3 @@ def _figures() -> dict[Cell, Figures]:
                         prediction_error=0.1,
                     )
     return found
-
-
-@pytest.mark.parametrize(
-    ("lines", "says"),
-    [
-        ("TIMESTAMP\n2023-11-16 18:15:46.68\nsoon\n", "line 3: expected a time like .* got 'soon'"),
-        ("TIMESTAMP\n2023-11-16 18:15:46.68\n2023-11-16 18:15:45.9\n", "line 3: .*goes back"),
-        ("WHEN\n2023-11-16 18:15:46.68\n", "line 2: .* got None"),
-        ("TIMESTAMP\n2023-11-16 18:15:46.68\n", "at least, got 1"),
-    ],
-    ids=["no time", "out of order", "no column", "one"],
-)
-def test_trace_that_is_none_is_refused_with_its_line(tmp_path: Path, lines: str, says: str) -> None:
-    path = tmp_path / "trace.csv.gz"
-    path.write_bytes(gzip.compress(lines.encode()))
-    with pytest.raises(InputError, match=rf"trace\.csv\.gz.*{says}"):
-        gaps(path)
-
-
-def test_gaps_are_read_to_seven_digits(tmp_path: Path) -> None:
-    path = tmp_path / "trace.csv.gz"
-    stamps = ("2023-11-16 18:15:59.9999999", "2023-11-16 18:16:00", "2023-11-16 18:16:01.5000000")
-    path.write_bytes(gzip.compress("\n".join(("TIMESTAMP", *stamps)).encode()))
-    assert gaps(path) == pytest.approx([1e-7, 1.5], abs=1e-6)

@@ -1,0 +1,109 @@
+"""Settings and a trace -> what the deployment would do with that traffic, in virtual time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+from pice.app.nodes import cloud_policy, ensemble_policy, plan_policy
+from pice.errors import ConfigError
+from pice.node.edge import EdgePolicy
+from pice.plan.base import TOKENS_PER_WORD
+from pice.settings import LlamaCppSettings, Settings
+from pice.simulation.cluster import Policies, seeded
+from pice.simulation.forecast import FREE, forecast
+from pice.simulation.forecast import Bound as Bound
+from pice.simulation.forecast import Forecast as Forecast
+from pice.simulation.forecast import Prices as Prices
+from pice.simulation.forecast import fewest as fewest
+from pice.simulation.forecast import read_bound as read_bound
+from pice.simulation.lengths import Known, Sketching
+from pice.simulation.play import Ask, Deployment, Model, Site, play
+from pice.simulation.trace import Arrival as Arrival
+from pice.simulation.trace import read_trace as read_trace
+
+LEAST_POINTS = 2
+"""A sketch of fewer is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What is asked: a trace, `rate` requests a second instead of its own where one is given, so many of them, and the
+    share of questions that the cloud model would sketch."""
+
+    arrivals: Sequence[Arrival]
+    rate: float | None = None
+    num_requests: int | None = None
+    suited: float = 0.46
+
+
+def simulate(
+    settings: Settings,
+    traffic: Traffic,
+    seed: int,
+    *,
+    num_sites: int | None = None,
+    bounds: Sequence[Bound] = (),
+    prices: Prices = FREE,
+) -> Forecast:
+    """Plays the traffic on the deployment that the settings describe, or on one with so many sites of the same kinds.
+
+    Raises:
+        ConfigError: an engine's curve is not known, or there is no site to have more of.
+    """
+    deployment = deployment_of(settings, num_sites)
+    played = play(deployment, asks(settings, traffic, seed), seed, timeout_s=settings.limits.request_timeout_s)
+    return forecast(deployment, played, bounds, prices)
+
+
+def deployment_of(settings: Settings, num_sites: int | None = None) -> Deployment:
+    """What is simulated. Raises as `simulate`."""
+    named = {
+        name: Site(tuple(_model(engine, settings) for engine in site.engines), site.rtt_s)
+        for name, site in settings.sites.items()
+    }
+    if num_sites and not named:
+        raise ConfigError("sites: expected one at least, of whose kind there could be more, got none")
+    kinds = list(named.items())
+    wanted = len(kinds) if num_sites is None else num_sites
+    sites = {
+        name if number < len(kinds) else f"{name}-{number // len(kinds) + 1}": site
+        for number, (name, site) in enumerate(islice(cycle(kinds), wanted))
+    }
+    planner, first = settings.planner, next(iter(settings.sites.values()), None)
+    edge = EdgePolicy() if first is None else EdgePolicy(window=first.window, order=first.order)
+    policies = Policies(plan_policy(settings), cloud_policy(settings), edge, ensemble_policy(settings))
+    usual_words = max(1, round(planner.sketch_ratio * planner.assumed_answer_words))
+    return Deployment(
+        _model(settings.cloud.engine, settings),
+        sites,
+        policies,
+        Sketching(ratio=planner.sketch_ratio, usual_words=usual_words),
+    )
+
+
+def asks(settings: Settings, traffic: Traffic, seed: int) -> list[Ask]:
+    """The requests, as often as the trace must be gone through again."""
+    arrivals = traffic.arrivals
+    draw = seeded(seed, "suited")
+    span_s = arrivals[-1].at_s * len(arrivals) / (len(arrivals) - 1)
+    scale = 1.0 if traffic.rate is None else len(arrivals) / span_s / traffic.rate
+    least_tokens = LEAST_POINTS * settings.planner.segment_words * TOKENS_PER_WORD
+    found = []
+    for number in range(traffic.num_requests or len(arrivals)):
+        arrival = arrivals[number % len(arrivals)]
+        suits = draw.random() < traffic.suited and arrival.num_tokens >= least_tokens
+        at_s = (number // len(arrivals) * span_s + arrival.at_s) * scale
+        found.append(Ask(at_s, "", Known(arrival.num_tokens, suits, arrival.num_prompt_tokens)))
+    return found
+
+
+def _model(name: str, settings: Settings) -> Model:
+    engine = settings.engines[name]
+    if engine.curve is None:
+        how = (
+            "pice models bench FILE --toml prints it" if isinstance(engine, LlamaCppSettings) else "it must be measured"
+        )
+        raise ConfigError(f"engines.{name}.curve: expected how long its steps take, got none: {how}")
+    if isinstance(engine, LlamaCppSettings):
+        return Model(engine.path.stem, engine.curve.curve(), engine.num_at_once, engine.n_ctx)
+    return Model(engine.model, engine.curve.curve(), engine.num_at_once, engine.context_tokens)

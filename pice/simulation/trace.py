@@ -1,0 +1,92 @@
+"""Recorded traffic: when requests came, and how many tokens went in and out.
+
+A trace is CSV, plain or gzipped, with the columns TIMESTAMP, ContextTokens and GeneratedTokens, as in Azure's public
+traces (AzurePublicDataset). A time is seconds from any beginning, or a date and time of day.
+"""
+
+import csv
+import gzip
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from pice.errors import InputError
+
+_GZIP = b"\x1f\x8b"
+_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_MOST_TOKENS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request: seconds after the first, tokens of its prompt and of its answer."""
+
+    at_s: float
+    num_prompt_tokens: int
+    num_tokens: int
+
+
+def read_trace(path: Path) -> list[Arrival]:
+    """All of a trace, in order. An answer of no token counts as one.
+
+    Raises:
+        InputError: the file cannot be read, a value is missing, is none or too large, times go back, or there are not
+            two times; says in which line.
+    """
+    try:
+        with _opened(path) as lines:
+            found = list(_arrivals(lines, path))
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a trace: {error}") from error
+    if not found or found[-1].at_s == 0.0:
+        raise InputError(f"{path}: expected requests at two times at least, got {len(found)} requests")
+    return found
+
+
+def _opened(path: Path) -> TextIO:
+    with path.open("rb") as file:
+        packed = file.read(2) == _GZIP
+    return gzip.open(path, "rt", encoding="utf-8", newline="") if packed else path.open(encoding="utf-8", newline="")
+
+
+def _arrivals(lines: TextIO, path: Path) -> Iterator[Arrival]:
+    rows = csv.DictReader(lines)
+    missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+    if missing:
+        raise InputError(f"{path}, line 1: expected the columns {', '.join(_COLUMNS)}; {', '.join(missing)} not there")
+    first = latest = None
+    for number, row in enumerate(rows, 2):
+        place = f"{path}, line {number}"
+        now_s = _seconds(row["TIMESTAMP"], place)
+        if latest is not None and now_s < latest:
+            raise InputError(f"{place}: expected times in order, got {row['TIMESTAMP']} after a later one")
+        first, latest = now_s if first is None else first, now_s
+        prompt, written = (_count(row[name], name, place) for name in _COLUMNS[1:])
+        yield Arrival(now_s - first, prompt, max(1, written))
+
+
+def _seconds(stamp: str | None, place: str) -> float:
+    """Of a number, or of a date and time with any number of digits after its seconds."""
+    text = stamp or ""
+    try:
+        if math.isfinite(number := float(text)):
+            return number
+    except ValueError:
+        pass
+    whole, _, part = text.partition(".")
+    try:
+        return datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp() + float(f"0.{part or 0}")
+    except ValueError as error:
+        raise InputError(
+            f"{place}: expected TIMESTAMP as seconds or like 2023-11-16 18:15:46.68, got {stamp!r}"
+        ) from error
+
+
+def _count(text: str | None, name: str, place: str) -> int:
+    value = int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else -1
+    if not 0 <= value <= _MOST_TOKENS:
+        raise InputError(f"{place}: expected {name} as a number from 0 to {_MOST_TOKENS}, got {text!r}")
+    return value
