@@ -139,6 +139,7 @@ class EdgeNode:
             await stopping.wait()
             for task in reading:
                 task.cancel()
+            await asyncio.wait(reading)  # what they still begin belongs to what is drained
             self._heartbeat.leaving = True
             await self._heartbeat.send_if_possible()
             await drain(self._running, self._policy.drain_s)

@@ -312,6 +312,17 @@ async def test_segment_that_the_store_says_nothing_of_goes_to_the_next_node(stag
     assert (await work.receive()).request_id == "a"
 
 
+async def test_segment_that_comes_as_the_node_is_stopped_is_drained_too(stage: Stage, work: Work) -> None:
+    node = stage.edge("paris", small(slow(20.0)), drain_s=1.0)
+    await work.send("first")
+    await time_passes(0.5)
+    last = await work.segment("last")
+    began_s = stage.store.now()
+    await work.publish(encode(last))
+    await node.stop()
+    assert stage.store.now() - began_s < 2.0
+
+
 class Misread:
     """The store of a host that reads its clock wrong by `ahead_s`."""
 
