@@ -13,8 +13,6 @@ from bench.testbed_data import Question, asks, break_even_tokens, cloud_model, m
 from bench.testbed_systems import ABLATIONS, System, deployed, met, policies
 from pice.engine.llama.options import num_cores
 from pice.metrics import percentile
-from pice.plan.base import TOKENS_PER_WORD
-from pice.plan.planner import PlanPolicy
 from pice.simulation.lengths import Sketching
 from pice.simulation.play import Deployment, Ended, Played, Site, play
 
@@ -43,15 +41,12 @@ class World:
 
     def deployment(self) -> Deployment:
         cloud = cloud_model()
-        usual_words = round(
-            PlanPolicy().sketch_ratio * median(each.num_tokens for each in _questions()) / TOKENS_PER_WORD
-        )
         sites = site_models(self.num_sites, speed=self.speed, batching=self.batching)
         return Deployment(
             cloud,
             {name: Site((model,), self.rtt_s) for name, model in sites.items()},
             policies(cloud.max_inflight),
-            Sketching(ratio=self.sketch_ratio, usual_words=usual_words),
+            Sketching(ratio=self.sketch_ratio),
             self.bits_per_s,
             deaths=dict.fromkeys(list(sites)[: self.num_dying], DEATH_S),
         )
@@ -151,7 +146,7 @@ def figures(cell: Cell, deployment: Deployment, played: Played) -> Figures:
         e2e_p95_s=percentile(e2e, 95),
         ttft_p50_s=percentile(ttft, 50),
         ttft_p95_s=percentile(ttft, 95),
-        good_per_s=rate * len(good) / max(1, len(played.ended)),
+        good_per_s=rate * len(good) / max(1, len(answered)),
         num_failed=len(played.ended) - len(answered),
         num_degraded=sum(each.num_degraded > 0 for each in answered),
         progressive=sum(each.mode == "progressive" for each in answered) / max(1, len(answered)),

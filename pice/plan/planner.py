@@ -128,7 +128,7 @@ class EarliestFinish:
         words = tokens / TOKENS_PER_WORD
         num_segments = max(1, min(policy.max_segments, round(words / policy.segment_words)))
         ends = _segment_times(edges, num_segments, tokens / num_segments, num_prompt_tokens)
-        ratio = self._sketch_ratio(cloud, edges)
+        ratio = policy.sketch_ratio * self._flexed(cloud, edges)
         sketch_tokens = ratio * tokens
         start_s = wait_s(cloud) + prefill_s(cloud.curve, num_prompt_tokens)
         written_s = [decode_s(cloud, sketch_tokens * (j + 1) / num_segments) for j in range(num_segments)]
@@ -145,11 +145,10 @@ class EarliestFinish:
             answer_words=round(words),
         )
 
-    def _sketch_ratio(self, cloud: Option, edges: Sequence[Option]) -> float:
-        """Less than usual while the cloud is busier than the idlest site, more while that is. One site more never
-        makes it more."""
-        idlest = min(map(_busy, edges))
-        return self._policy.sketch_ratio * (1 + self._policy.sketch_flex * (idlest - _busy(cloud)))
+    def _flexed(self, cloud: Option, edges: Sequence[Option]) -> float:
+        """How long a sketch is to be, to its usual length: less than 1 while the cloud is busier than the idlest site,
+        more while that is. One site more never makes it more."""
+        return 1 + self._policy.sketch_flex * (min(map(_busy, edges)) - _busy(cloud))
 
     def _expected_tokens(self, request: Request) -> float:
         assumed = self._policy.assumed_answer_words * TOKENS_PER_WORD

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from pice.answer.steps import EnsemblePolicy
@@ -16,6 +17,7 @@ from pice.node.cloud import CloudNode, CloudPolicy
 from pice.node.collector import CollectorNode
 from pice.node.edge import Address, EdgeNode, EdgePolicy
 from pice.node.load import Load
+from pice.plan.base import Planner
 from pice.plan.planner import EarliestFinish, PlanPolicy
 from pice.simulation.faults import FaultyTransport, Life, mortal
 from pice.sketch.prompts import PromptSet
@@ -100,6 +102,7 @@ class Cluster:
         session_s: float = 3.0,
         reply_s: float = 0.0,
         secret: str = "",
+        new_planner: Callable[[PlanPolicy], Planner] = EarliestFinish,
     ) -> None:
         self.transport = transport
         self.store = store
@@ -113,6 +116,7 @@ class Cluster:
         self._session_s = session_s
         self._reply_s = reply_s
         self._secret = secret
+        self._new_planner = partial(new_planner, policies.plan)
         self._loads: dict[str, list[Load]] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -166,7 +170,7 @@ class Cluster:
             "collector": lambda: CollectorNode(
                 transport=transport,
                 store=store,
-                planner=EarliestFinish(self._policies.plan),
+                planner=self._new_planner(),
                 policy=self._policies.ensemble,
                 secret=self._secret,
             ),
@@ -180,7 +184,7 @@ class Cluster:
             store=store,
             engine=self._cloud,
             load=self._load(CLOUD_SITE)[0],
-            planner=EarliestFinish(self._policies.plan),
+            planner=self._new_planner(),
             prompts=self._prompts,
             policy=self._policies.cloud,
         )

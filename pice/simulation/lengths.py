@@ -2,39 +2,37 @@
 
 import math
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pice.core import Prompt, Sampling
+from pice.core import Message, Plan, Prompt, Request, Sampling
 from pice.engine.base import Piece
 from pice.engine.emulated import EmulatedEngine, TextStyle
 from pice.errors import EngineError
 from pice.plan.base import TOKENS_PER_WORD
+from pice.plan.board import Option
+from pice.plan.planner import EarliestFinish, PlanPolicy
 
 _ASKED = re.compile(r"\[ask (\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the answer to a question comes to: its length, and whether the cloud model would sketch it. Its prompt takes
-    `num_prompt_tokens` beside the words that are there."""
+    """What the answer to a question comes to: its length, and whether the cloud model would sketch it."""
 
     num_tokens: int
     suits_sketch: bool
-    num_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Sketching:
-    """How sketches are written: `ratio` is a sketch's length to its answer's, everything in its lines counted, where it
-    is asked for in `usual_words`; in fewer it is shorter by as much. A point is given about `words_per_point`, so that
-    the points divide the answer evenly."""
+    """How sketches are written: `ratio` is a sketch's usual length to its answer's, everything in its lines counted. A
+    point is given about `words_per_point`, so that the points divide the answer evenly."""
 
     ratio: float = 0.2
     words_per_point: int = 55
-    usual_words: int = 50
 
 
 def numbered(number: int, text: str) -> str:
@@ -46,14 +44,18 @@ class LengthEngine(EmulatedEngine):
     """An `EmulatedEngine` that knows by its number how long the answer to a question is (`known`), and writes that many
     tokens: in full, or as a sketch whose points deserve that much together. An expansion has the length asked for.
 
-    A word takes `TOKENS_PER_WORD`. `num_written` counts every token decoded, whatever became of it.
+    A sketch has its usual length times what `flexed` says of the question, by number, when it is asked for. A word
+    takes `TOKENS_PER_WORD`. `num_written` counts every token decoded, whatever became of it.
     """
 
-    def __init__(self, known: Mapping[int, Known], sketching: Sketching, **options: Any) -> None:
+    def __init__(
+        self, known: Mapping[int, Known], sketching: Sketching, flexed: Mapping[int, float], **options: Any
+    ) -> None:
         super().__init__(**options)
         self.num_written = 0
         self._known = known
         self._sketching = sketching
+        self._flexed = flexed
 
     async def generate(
         self, prompt: Prompt, sampling: Sampling, *, deadline_s: float = math.inf
@@ -69,13 +71,11 @@ class LengthEngine(EmulatedEngine):
         pieces, error = super()._write(prompt, sampling, num_prompt_tokens)
         return _in_tokens(_with_first_word(pieces)), error
 
-    def _num_tokens(self, prompt: Prompt) -> int:
-        return super()._num_tokens(prompt) + self._known[_number(prompt)].num_prompt_tokens
-
     def _as_asked(self, prompt: Prompt) -> tuple[Prompt, TextStyle]:
         if prompt.kind == "expand":
             return super()._as_asked(prompt)
-        known, sketching = self._known[_number(prompt)], self._sketching
+        number, sketching = _number(prompt), self._sketching
+        known = self._known[number]
         words = max(1, round(known.num_tokens / TOKENS_PER_WORD))
         num_points = max(1, round(words / sketching.words_per_point))
         each = max(1, round(words / num_points))
@@ -84,16 +84,40 @@ class LengthEngine(EmulatedEngine):
             words_per_point=(each, each),
             answer_words=(words, words),
             direct_rate=0.0 if known.suits_sketch else 1.0,
+            fidelity=0.0,  # a direct answer that took its words from the prompt might begin as an outline does
         )
         if prompt.kind == "answer":
             return replace(prompt, words=0), style
-        ratio = sketching.ratio * (prompt.words / sketching.usual_words if prompt.words else 1.0)
+        ratio = sketching.ratio * self._flexed.get(number, 1.0)
         marks = 2 * num_points
         return replace(prompt, words=max(num_points, round(ratio * words) - marks)), style
 
 
+class NotedPlanner(EarliestFinish):
+    """Notes for every question, by its number, how long its sketch is to be, to the usual length."""
+
+    def __init__(self, policy: PlanPolicy, flexed: MutableMapping[int, float]) -> None:
+        super().__init__(policy)
+        self._noted = flexed
+        self._latest = 1.0
+
+    def decide(self, request: Request, num_prompt_tokens: int) -> Plan:
+        self._latest = 1.0
+        plan = super().decide(request, num_prompt_tokens)
+        self._noted[_number_in(request.messages)] = self._latest
+        return plan
+
+    def _flexed(self, cloud: Option, edges: Sequence[Option]) -> float:
+        self._latest = super()._flexed(cloud, edges)
+        return self._latest
+
+
 def _number(prompt: Prompt) -> int:
-    found = [int(match[1]) for message in prompt.messages for match in _ASKED.finditer(message.content)]
+    return _number_in(prompt.messages)
+
+
+def _number_in(messages: Sequence[Message]) -> int:
+    found = [int(match[1]) for message in messages for match in _ASKED.finditer(message.content)]
     assert found, "the question was not made by `numbered`"
     return found[-1]
 

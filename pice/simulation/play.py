@@ -1,7 +1,8 @@
 """A deployment and its traffic -> what came of every request. The real nodes, emulated engines, a virtual clock."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pice.core import Answer, Curve, Message, Mode, Request, Sampling
@@ -10,7 +11,7 @@ from pice.errors import PiceError, RequestFailed
 from pice.plan.estimate import step_s
 from pice.simulation.clock import run_virtual
 from pice.simulation.cluster import Cluster, Policies
-from pice.simulation.lengths import Known, LengthEngine, Sketching, numbered
+from pice.simulation.lengths import Known, LengthEngine, NotedPlanner, Sketching, numbered
 from pice.simulation.links import Links
 from pice.sketch.prompts import load_prompts
 from pice.store.memory import MemoryStore
@@ -44,7 +45,8 @@ class Model:
     @property
     def most_per_s(self) -> float:
         """Tokens per second with all its sequences at work."""
-        return self.max_inflight / step_s(self.curve, self.max_inflight)
+        seconds = step_s(self.curve, self.max_inflight)
+        return self.max_inflight / seconds if seconds else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class Site:
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """A cloud model and its sites. With `expands_itself` the cloud's own engine is the only site. `deaths`
-    says when a site dies, in seconds from the beginning; it stays dead."""
+    says when a site dies, in seconds from the beginning; it stays dead. More requests at once than `max_open`, where
+    that is given, are refused."""
 
     cloud: Model
     sites: Mapping[str, Site] = field(default_factory=dict)
@@ -67,6 +70,7 @@ class Deployment:
     bits_per_s: float = 50e6
     expands_itself: bool = False
     deaths: Mapping[str, float] = field(default_factory=dict)
+    max_open: int | None = None
 
     @property
     def edge_tokens_per_s(self) -> float:
@@ -115,20 +119,29 @@ def play(
     *,
     timeout_s: float = 600.0,
     num_at_once: int | None = None,
+    on_end: Callable[[], object] = lambda: None,
 ) -> Played:
-    """Plays the traffic to its end. With `num_at_once` so many clients ask one after another, whatever `Ask.at_s`."""
-    return run_virtual(_play(deployment, asks, seed, timeout_s, num_at_once))
+    """Plays the traffic to its end. With `num_at_once` so many clients ask one after another, whatever `Ask.at_s`.
+    `on_end` is called as each request ends."""
+    return run_virtual(_play(deployment, asks, seed, timeout_s, num_at_once, on_end))
 
 
 async def _play(
-    deployment: Deployment, asks: Sequence[Ask], seed: int, timeout_s: float, num_at_once: int | None
+    deployment: Deployment,
+    asks: Sequence[Ask],
+    seed: int,
+    timeout_s: float,
+    num_at_once: int | None,
+    on_end: Callable[[], object],
 ) -> Played:
     known = {number: ask.known for number, ask in enumerate(asks)}
+    flexed = dict[int, float]()
 
     def engine(model: Model) -> LengthEngine:
         return LengthEngine(
             known,
             deployment.sketching,
+            flexed,
             model=model.name,
             curve=model.curve,
             seed=seed,
@@ -148,22 +161,25 @@ async def _play(
         await each.start()
     cluster = Cluster(
         Links(rtts_s, bits_per_s=deployment.bits_per_s),
-        MemoryStore(max_open=max(1, len(asks))),
+        MemoryStore(max_open=deployment.max_open or max(1, len(asks))),
         load_prompts("default"),
         deployment.policies,
         cloud=cloud,
         sites=sites,
         rtts_s=rtts_s,
+        new_planner=lambda policy: NotedPlanner(policy, flexed),
     )
     await cluster.start()
     for name, at_s in deployment.deaths.items():
         asyncio.get_running_loop().call_later(at_s, cluster.nodes[f"site-{name}"].life.kill)
-    ended = await _ask_all(cluster, asks, timeout_s, num_at_once)
+    ended = await _ask_all(cluster, asks, timeout_s, num_at_once, on_end)
     await cluster.stop()
     return Played(ended, cloud.num_written, sum(each.num_written for each in at_edge))
 
 
-async def _ask_all(cluster: Cluster, asks: Sequence[Ask], timeout_s: float, num_at_once: int | None) -> list[Ended]:
+async def _ask_all(
+    cluster: Cluster, asks: Sequence[Ask], timeout_s: float, num_at_once: int | None, on_end: Callable[[], object]
+) -> list[Ended]:
     clock = asyncio.get_running_loop()
     began_s = clock.time()
     slots = asyncio.Semaphore(num_at_once or len(asks))
@@ -187,6 +203,8 @@ async def _ask_all(cluster: Cluster, asks: Sequence[Ask], timeout_s: float, num_
                 now_s = clock.time() - began_s
                 code = error.failure_code if isinstance(error, RequestFailed) else error.code
                 return Ended(asked_s, now_s, "", now_s - asked_s, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, code)
+            finally:
+                on_end()
             return _ended(answer, asked_s, clock.time() - began_s)
 
     return await asyncio.gather(*(one(number, ask) for number, ask in enumerate(asks)))

@@ -6,18 +6,19 @@ traces (AzurePublicDataset). A time is seconds from any beginning, or a date and
 
 import csv
 import gzip
+import io
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
 
 from pice.errors import InputError
 
 _GZIP = b"\x1f\x8b"
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-_MOST_TOKENS = 1_000_000
+MOST_TOKENS, MOST_DAYS = 1_000_000, 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,63 +31,67 @@ class Arrival:
 
 
 def read_trace(path: Path) -> list[Arrival]:
-    """All of a trace, in order. An answer of no token counts as one.
+    """All of a trace, in order. An answer of no token counts as one. Times without an offset are taken for UTC.
 
     Raises:
-        InputError: the file cannot be read, a value is missing, is none or too large, times go back, or there are not
-            two times; says in which line.
+        InputError: the file cannot be read, a value is missing, is none or too large, times go back or span more than
+            `MOST_DAYS`, or there are not two times; says in which line.
     """
     try:
-        with _opened(path) as lines:
-            found = list(_arrivals(lines, path))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if data.startswith(_GZIP) else data).decode("utf-8-sig")
+        found = list(_arrivals(text, path))
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as a trace: {error}") from error
     if not found or found[-1].at_s == 0.0:
         raise InputError(f"{path}: expected requests at two times at least, got {len(found)} requests")
     return found
 
 
-def _opened(path: Path) -> TextIO:
-    with path.open("rb") as file:
-        packed = file.read(2) == _GZIP
-    return gzip.open(path, "rt", encoding="utf-8", newline="") if packed else path.open(encoding="utf-8", newline="")
-
-
-def _arrivals(lines: TextIO, path: Path) -> Iterator[Arrival]:
-    rows = csv.DictReader(lines)
+def _arrivals(text: str, path: Path) -> Iterator[Arrival]:
+    rows = csv.DictReader(io.StringIO(text, newline=""))
     missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
     if missing:
         raise InputError(f"{path}, line 1: expected the columns {', '.join(_COLUMNS)}; {', '.join(missing)} not there")
     first = latest = None
-    for number, row in enumerate(rows, 2):
-        place = f"{path}, line {number}"
+    for row in rows:
+        place = f"{path}, line {rows.line_num}"
         now_s = _seconds(row["TIMESTAMP"], place)
         if latest is not None and now_s < latest:
             raise InputError(f"{place}: expected times in order, got {row['TIMESTAMP']} after a later one")
         first, latest = now_s if first is None else first, now_s
+        if now_s - first > MOST_DAYS * 86_400:
+            got = f"got {row['TIMESTAMP']} (are these milliseconds?)"
+            raise InputError(f"{place}: expected at most {MOST_DAYS} days of traffic, {got}")
         prompt, written = (_count(row[name], name, place) for name in _COLUMNS[1:])
         yield Arrival(now_s - first, prompt, max(1, written))
 
 
 def _seconds(stamp: str | None, place: str) -> float:
-    """Of a number, or of a date and time with any number of digits after its seconds."""
-    text = stamp or ""
+    """Of a number, or of a date and time of day."""
+    text = (stamp or "").strip()
     try:
-        if math.isfinite(number := float(text)):
-            return number
+        return _finite(text)
     except ValueError:
         pass
-    whole, _, part = text.partition(".")
     try:
-        return datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp() + float(f"0.{part or 0}")
+        time = datetime.fromisoformat(text)
     except ValueError as error:
         raise InputError(
             f"{place}: expected TIMESTAMP as seconds or like 2023-11-16 18:15:46.68, got {stamp!r}"
         ) from error
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("it is not finite")
+    return value
 
 
 def _count(text: str | None, name: str, place: str) -> int:
     value = int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else -1
-    if not 0 <= value <= _MOST_TOKENS:
-        raise InputError(f"{place}: expected {name} as a number from 0 to {_MOST_TOKENS}, got {text!r}")
+    if not 0 <= value <= MOST_TOKENS:
+        raise InputError(f"{place}: expected {name} as a number from 0 to {MOST_TOKENS}, got {text!r}")
     return value

@@ -1,5 +1,7 @@
 """What a simulated run comes to, bounds, and the search for the fewest sites."""
 
+import math
+
 import pytest
 
 from pice.core import Curve
@@ -30,21 +32,35 @@ def test_rates_use_and_cost_are_of_the_whole_span() -> None:
 def test_failures_are_counted_by_cause_and_keep_nothing() -> None:
     found = made(ended(5.0, 1.0), ended(6.0, 1.0, error="no_site"), ended(6.0, 1.0, error="no_site"))
     assert (found.failures, found.num_failed) == ({"no_site": 2}, 2)
-    assert not found.keeps(())
-    assert made(ended(5.0, 1.0)).keeps(())
+    assert found.excess((), {}) == math.inf
+    assert found.excess((), {"no_site": 2}) == 0.0
+    assert found.excess((), {"no_site": 1, "other": 5}) == math.inf
 
 
 def test_good_answers_keep_every_bound() -> None:
     bounds = (Bound("e2e", 95, 2.0), Bound("ttft", 50, 1.0))
     found = made(ended(1.0, 1.0), ended(2.0, 3.0), ended(4.0, 1.0, ttft_s=2.0), bounds=bounds)
     assert found.good_per_s == pytest.approx(1 / 4)
-    assert not found.keeps(bounds)
-    assert made(ended(1.0, 1.0)).keeps(bounds)
+    assert found.excess(bounds, {}) == pytest.approx(2.8 / 2.0)
+    assert made(ended(1.0, 1.0)).excess(bounds, {}) == 0.5
 
 
-def test_run_without_answers_has_no_times() -> None:
-    found = made(ended(1.0, 1.0, error="no_site"))
-    assert (found.answers_per_s, found.times_s["e2e_p95"]) == (0.0, 0.0)
+def test_good_answers_keep_the_loosest_bound_of_a_kind() -> None:
+    bounds = (Bound("e2e", 50, 2.0), Bound("e2e", 95, 4.0))
+    found = made(ended(1.0, 1.0), ended(2.0, 3.0), ended(4.0, 5.0), bounds=bounds)
+    assert found.good_per_s == pytest.approx(2 / 4)
+
+
+def test_run_without_answers_has_neither_times_nor_a_cost() -> None:
+    found = made(ended(1.0, 1.0, error="no_site"), prices=Prices(cloud=1.0))
+    assert (found.answers_per_s, found.times_s, found.cost) == (0.0, {}, None)
+    assert found.excess((), {"no_site": 1}) == math.inf
+
+
+def test_sites_that_take_no_time_are_never_full() -> None:
+    instant = Model("m", Curve((1,), (0.0,)), max_inflight=1)
+    deployment = Deployment(MODEL, {"a": Site((instant,))})
+    assert forecast(deployment, Played([ended(1.0, 1.0)], 1, 100)).edge_use == 0.0
 
 
 @pytest.mark.parametrize(
@@ -66,13 +82,24 @@ def test_bound_that_is_none_is_refused_with_what_is(text: str) -> None:
 def test_fewest_is_the_first_that_is_enough(enough: int) -> None:
     tried: list[int] = []
 
-    def keeps(num: int) -> bool:
+    def excess(num: int) -> float:
         tried.append(num)
-        return num >= enough
+        return 1.0 if num >= enough else 1.0 + (enough - num) / 2
 
-    assert fewest(keeps, 100) == enough
-    assert len(tried) == len(set(tried)) <= 16
+    assert fewest(excess, 100) == enough
+    assert len(set(tried)) <= 16
 
 
-def test_nothing_is_enough() -> None:
-    assert fewest(lambda _: False, 100) is None
+def test_search_ends_where_twice_as_many_as_many_are_no_better() -> None:
+    tried: list[int] = []
+
+    def excess(num: int) -> float:
+        tried.append(num)
+        return max(2.0, 10.0 - num)
+
+    assert fewest(excess, 1000) is None
+    assert max(tried) == 64
+
+
+def test_most_sites_can_be_too_few() -> None:
+    assert fewest(lambda num: 1000.0 / (num + 1), 100) is None

@@ -26,6 +26,11 @@ def test_arrivals_count_from_the_first(tmp_path: Path) -> None:
     assert (third.num_prompt_tokens, third.num_tokens) == (0, 1)
 
 
+def test_offsets_count_and_a_mark_at_the_beginning_does_not(tmp_path: Path) -> None:
+    text = f"\ufeff{HEAD}2023-11-16T18:00:00+02:00,1,2\r\n2023-11-16T16:00:01Z,3,4\r\n"
+    assert read_trace(trace(tmp_path, text)) == [Arrival(0.0, 1, 2), Arrival(1.0, 3, 4)]
+
+
 def test_times_may_be_seconds_and_files_packed(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     path.write_bytes(gzip.compress(f"{HEAD}10.5,1,2\n12,3,4\n".encode()))
@@ -47,6 +52,8 @@ def test_times_may_be_seconds_and_files_packed(tmp_path: Path) -> None:
         (HEAD, "two times at least, got 0"),
         (HEAD + "1,2,3\n1,2,3\n", "two times at least, got 2"),
         (HEAD + "nan,2,3\n1,2,3\n", "line 2: .* got 'nan'"),
+        (HEAD + "1,2,3\n\n\nsoon,2,3\n", "line 5: .* got 'soon'"),
+        (HEAD + "1700000000000,2,3\n1700086400000,2,3\n", "line 3: .*31 days.*milliseconds"),
     ],
 )
 def test_what_is_no_trace_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
@@ -54,7 +61,12 @@ def test_what_is_no_trace_is_refused_with_its_line(tmp_path: Path, text: str, sa
         read_trace(trace(tmp_path, text))
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe\x00", gzip.compress(HEAD.encode())[:10]], ids=["bytes", "cut"])
+PACKED = gzip.compress(HEAD.encode() * 50)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xfe\x00", PACKED[:20], PACKED[:12] + b"\xff" * 8 + PACKED[20:]], ids=["bytes", "cut", "damaged"]
+)
 def test_file_that_cannot_be_read_is_named(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "trace.csv"
     path.write_bytes(data)

@@ -66,7 +66,7 @@ def test_rate_is_that_of_the_middle_of_a_run() -> None:
 def test_goodput_leaves_out_what_is_late_and_what_failed() -> None:
     runs = [ended(1.0, 1.0), ended(2.0, 100.0), ended(3.0, 1.0), ended(4.0, 1.0, error="no_site"), ended(5.0, 1.0)]
     found = figures(_cell(), WHOLE, Played(runs, 100, 20))
-    assert found.good_per_s == pytest.approx(found.answers_per_s * 3 / 5)
+    assert found.good_per_s == pytest.approx(found.answers_per_s * 3 / 4)
     assert (found.num_failed, found.cloud_tokens, found.edge_tokens) == (1, 100 / 40, 20 / 40)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
+from pice.app.simulate import Traffic, asks, deployment_of, read_trace
+from pice.config import load_settings
 from tests.test_repo import ROOT
 
 Run = Callable[..., Any]
@@ -77,13 +79,57 @@ def test_prompt_that_does_not_fit_is_a_failure_by_its_cause(pice: Run, trace: Pa
     assert "failed: context_length_exceeded" in simulated(pice, trace)
 
 
+def test_prompt_that_the_cloud_refuses_is_not_held_against_sites(pice: Run, trace: Path) -> None:
+    text = HEAD + "0,9000,200\n" + "".join(f"{number},100,400\n" for number in range(1, 12))
+    trace.write_text(text, encoding="utf-8")
+    ran = pice("simulate", str(trace), "-c", str(CONFIG), "--suited", "1", "--find", "sites", "--slo", "e2e_p95=8")
+    assert ran.code == 0
+    assert "not counted, since the cloud alone fails too: 1 context_length_exceeded" in ran.err
+
+
+def test_rate_is_of_the_requests_that_are_played(pice: Run, trace: Path) -> None:
+    """The first half of this trace is ten times as slow as the second."""
+    times = [*range(0, 100, 10), *range(100, 110)]
+    trace.write_text(HEAD + "".join(f"{at_s},50,100\n" for at_s in times), encoding="utf-8")
+    traffic = Traffic(read_trace(trace), rate=1.0, num_requests=10)
+    asked = asks(load_settings(CONFIG, ()), traffic, 0)
+    assert asked[-1].at_s == pytest.approx(9.0)
+
+
+def test_sites_of_a_kind_are_named_anew(tmp_path: Path) -> None:
+    settings = load_settings(CONFIG, ('sites.lyon-2.engines=["workstation"]',))
+    names = list(deployment_of(settings, 9).sites)
+    assert len(set(names)) == 9
+    assert names[:4] == list(settings.sites)
+
+
+def test_placement_sees_how_long_prompts_are(trace: Path) -> None:
+    asked = asks(load_settings(CONFIG, ()), Traffic(read_trace(trace)), 0)
+    assert len(asked[0].text) == 4 * 100
+
+
+def test_sketches_have_their_ratio_whatever_length_is_assumed(pice: Run, trace: Path) -> None:
+    def ratio(words: str) -> float:
+        options = ("--suited", "1", "--rate", "0.05", "--set", f"planner.assumed_answer_words={words}")
+        return float(as_json(pice, trace, *options)["forecasts"]["PICE"]["cloud_tokens"])
+
+    assert ratio("100") == pytest.approx(0.2, abs=0.04)
+    assert ratio("1000") == pytest.approx(ratio("100"), abs=0.01)
+
+
+def test_cloud_that_cannot_fill_its_engine_is_warned_of(pice: Run, trace: Path) -> None:
+    ran = pice("simulate", str(trace), "-c", str(CONFIG), "--set", "cloud.max_inflight=16")
+    assert "cloud.max_inflight = 16" in ran.err
+    assert pice("simulate", str(trace), "-c", str(CONFIG)).err == ""
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (("--find", "sites"), "got no --slo"),
         (("--find", "sites", "--slo", "e2e_p95=8", "--sites", "3"), "--find or --sites"),
         (("--slo", "soon"), "like e2e_p95=8"),
-        (("--find", "sites", "--slo", "e2e_p50=0.001"), "no number of sites up to"),
+        (("--find", "sites", "--slo", "e2e_p50=0.001"), "no number of sites keeps that"),
         (("--set", "sites={}", "--sites", "3"), "sites: expected one at least"),
     ],
 )
