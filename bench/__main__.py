@@ -2,7 +2,20 @@
 
 import typer
 
-from bench import agreement, brokers, demo, drill, eager, engine, ensemble, pipeline, predictors, testbed, threads
+from bench import (
+    agreement,
+    brokers,
+    demo,
+    drill,
+    eager,
+    engine,
+    ensemble,
+    pipeline,
+    planning,
+    predictors,
+    testbed,
+    threads,
+)
 from bench.report import QuickOption
 from pice.errors import ConfigError
 
@@ -16,6 +29,7 @@ COMMANDS = {
     "ensemble": ensemble.command,
     "testbed": testbed.command,
     "predictors": predictors.command,
+    "planning": planning.command,
     "brokers": brokers.command,
     "drill": drill.command,
 }

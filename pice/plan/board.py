@@ -1,10 +1,11 @@
 """What one node knows of every site: the last heartbeats, and what it has placed since."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pice.core import CLOUD_SITE, Candidate, Curve, ModelState, SiteState
 from pice.plan.base import Target
+from pice.plan.estimate import decode_s, finish_s
 
 
 @dataclass(slots=True)
@@ -18,13 +19,32 @@ class Option:
     curve: Curve
     num_outstanding: int
     backlog_tokens: int
+    _start_s: float = 0.0
+    _token_s: float = 0.0
+    _is_known: bool = False
 
     def add(self, num_outstanding: int, tokens: int) -> None:
         self.num_outstanding = max(0, self.num_outstanding + num_outstanding)
         self.backlog_tokens = max(0, self.backlog_tokens + tokens)
+        self._is_known = False
+
+    def finish_s(self, num_prompt_tokens: int, num_tokens: float) -> float:
+        """As `pice.plan.estimate.finish_s`, round trip included; what changes only with the load is kept."""
+        if not self._is_known:
+            self._start_s, self._token_s = finish_s(self, 0, 0.0, self.rtt_s), decode_s(self, 1.0)
+            self._is_known = True
+        return self._start_s + self.curve.prefill_s_per_token * num_prompt_tokens + num_tokens * self._token_s
 
     def copy(self) -> "Option":
-        return replace(self)
+        return Option(
+            self.target,
+            self.rtt_s,
+            self.context_tokens,
+            self.max_inflight,
+            self.curve,
+            self.num_outstanding,
+            self.backlog_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,8 @@ class EarliestFinish:
         best: Option | None = None
         best_s = 0.0
         for option in self._choices(where, exclude, exclude_models, prompt_tokens + tokens):
-            seconds = finish_s(option, prompt_tokens, tokens, option.rtt_s)
-            if best is None or (seconds, option.target) < (best_s, best.target):
+            seconds = option.finish_s(prompt_tokens, tokens)
+            if best is None or seconds < best_s or (seconds == best_s and option.target < best.target):
                 best, best_s = option, seconds
         if best is None:
             return None
@@ -100,11 +100,9 @@ class EarliestFinish:
         self, where: Where, exclude: Collection[Target], exclude_models: Collection[str], num_tokens: int
     ) -> list[Option]:
         known = [] if where == "cloud" else self._board.edges
-        left = [
-            option
-            for option in known
-            if option.target.model not in exclude_models and _fits(option, exclude, num_tokens)
-        ]
+        left = [option for option in known if num_tokens <= option.context_tokens]
+        if exclude or exclude_models:
+            left = [it for it in left if it.target not in exclude and it.target.model not in exclude_models]
         cloud = self._board.cloud
         if left or where == "edge" or cloud is None or not _fits(cloud, exclude, num_tokens):
             return left
@@ -137,7 +135,7 @@ class EarliestFinish:
             "",
             t_cloud_s=finish_s(cloud, num_prompt_tokens, tokens),
             t_progressive_s=start_s + max(t_j + end for t_j, end in zip(written_s, ends, strict=True)),
-            t_edge_s=min(finish_s(option, num_prompt_tokens, tokens, option.rtt_s) for option in edges),
+            t_edge_s=min([option.finish_s(num_prompt_tokens, tokens) for option in edges]),
             sketch_words=max(10, round(ratio * words)),
             segment_words=policy.segment_words,
             max_segments=policy.max_segments,
@@ -179,17 +177,14 @@ def _num_bytes(text: str) -> int:
 def _segment_times(edges: list[Option], num_segments: int, tokens: float, num_prompt_tokens: int) -> list[float]:
     """Seconds each of the segments would take, placed one after another where it would be finished first."""
     prompt_tokens = num_prompt_tokens + _SEGMENT_PROMPT_TOKENS
-
-    def seconds(option: Option) -> float:
-        return finish_s(option, prompt_tokens, tokens, option.rtt_s)
-
-    options, ends = [option.copy() for option in edges], list[float]()
-    times = [seconds(option) for option in options]
+    times = [option.finish_s(prompt_tokens, tokens) for option in edges]
+    changed, ends = dict[int, Option](), list[float]()
     for _ in range(num_segments):
-        best = times.index(min(times))
-        ends.append(times[best])
-        options[best].add(1, round(tokens))
-        times[best] = seconds(options[best])
+        ends.append(min(times))
+        best = times.index(ends[-1])
+        option = changed.setdefault(best, edges[best].copy())
+        option.add(1, round(tokens))
+        times[best] = option.finish_s(prompt_tokens, tokens)
     return ends
 
 

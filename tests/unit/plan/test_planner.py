@@ -21,6 +21,8 @@ from pice.core import (
     Usage,
 )
 from pice.plan.base import Target
+from pice.plan.board import Option
+from pice.plan.estimate import finish_s
 from pice.plan.planner import EarliestFinish, PlanPolicy
 
 FAST = Curve((1, 16), (0.02, 0.03))
@@ -177,6 +179,24 @@ def test_sketch_has_its_usual_length_without_flex() -> None:
     cloud = site(CLOUD_SITE, "big", num_outstanding=8)
     plan = planner(cloud, site("paris"), policy=PlanPolicy(sketch_flex=0.0)).decide(REQUEST, 20)
     assert plan.sketch_words == 50
+
+
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.integers(-200, 200)), max_size=8),
+    st.integers(0, 20),
+    st.integers(0, 2000),
+    st.integers(0, 500),
+)
+def test_option_predicts_as_the_formulas_do_whatever_it_is_given(
+    changes: list[tuple[int, int]], outstanding: int, num_prompt_tokens: int, num_tokens: int
+) -> None:
+    curve = Curve((1, 8), (0.01, 0.03), prefill_s_per_token=0.001, base_s=0.02)
+    option = Option(Target("paris", "m"), 0.05, 4096, 8, curve, outstanding, 60 * outstanding)
+    for change in [(0, 0), *changes]:
+        option.add(*change)
+        expected_s = finish_s(option, num_prompt_tokens, num_tokens, 0.05)
+        assert option.finish_s(num_prompt_tokens, num_tokens) == pytest.approx(expected_s)
+        assert option.copy().finish_s(num_prompt_tokens, num_tokens) == pytest.approx(expected_s)
 
 
 def test_segment_goes_where_it_is_finished_first() -> None:
