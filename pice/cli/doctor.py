@@ -21,13 +21,16 @@ from pice.app.admin import check_brokers
 from pice.cli.options import ConfigOption, SetOption
 from pice.cli.session import FAILED, OK
 from pice.config import load_settings
-from pice.errors import PiceError
+from pice.core import Message, Prompt
+from pice.errors import InputError, PiceError
 from pice.loop import INTERRUPTED, Shutdown, run
 from pice.settings import EngineSettings, LlamaCppSettings, Settings
 
 EXTRAS = ("", "cluster", "hub", "llama")
 """What of the package's requirements something here imports; engines behind a server need nothing of their own."""
 LEAST_PYTHON = (3, 11)
+SAMPLE = Prompt((Message("system", "Be brief."), Message("user", "Why?")))
+"""What a model's chat template must take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +137,12 @@ async def _model_check(name: str, settings: EngineSettings) -> Check:
         try:
             await engine.start()
             info = engine.info
+            if isinstance(settings, LlamaCppSettings):
+                await engine.count_tokens(SAMPLE)
         finally:
             await engine.close()
+    except InputError as error:
+        return Check(label, False, str(error), remedy='set chat_template = "chatml" or another')
     except (PiceError, ImportError) as error:
         return Check(label, False, f"does not load: {error}", remedy="mend what it says and run this again")
     took_s = asyncio.get_running_loop().time() - began_s

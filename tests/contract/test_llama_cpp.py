@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pice.core import Message, Prompt, Sampling
+from pice.core import Message, Prompt, Role, Sampling
 from pice.engine.base import Piece
 from pice.engine.llama.options import LlamaOptions
 from pice.engine.llama.pace import Pace
@@ -256,6 +256,14 @@ async def test_grammar_that_leaves_no_token_fails_its_generation_alone(
         {"repeat_penalty": 1e-46},
         {"seed": -1},
         {"seed": 2**32 - 1},
+        {"seed": 1.5},
+        {"max_tokens": 1.5},
+        {"max_tokens": "9"},
+        {"top_k": True},
+        {"temperature": "hot"},
+        {"min_p": None},
+        {"stop": "abc"},
+        {"stop": (1,)},
         {"stop": ("a", "")},
         {"stop": tuple("abcdefghijklmnopq")},
         {"stop": ("a" * 257,)},
@@ -288,15 +296,19 @@ async def test_prompt_that_does_not_fit_is_refused_with_its_numbers(models: Path
     assert sum(piece.num_tokens for piece in fits) == 300 - num_prompt_tokens
 
 
+@pytest.mark.parametrize(("role", "not_called"), [("user", "tokens"), ("system", "tokens"), ("assistant", "_tokenise")])
 async def test_prompt_far_too_long_is_refused_before_it_is_made_tokens(
-    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
+    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch, role: Role, not_called: str
 ) -> None:
-    def refuse(_self: object, _prompt: Prompt) -> list[int]:
+    """What an assistant said a template may leave out, so that is known when it has not."""
+
+    def refuse(*_: object) -> list[int]:
         raise AssertionError("no need to count")
 
-    monkeypatch.setattr("pice.engine.llama.vocabulary.Vocabulary.tokens", refuse)
+    monkeypatch.setattr(f"pice.engine.llama.vocabulary.Vocabulary.{not_called}", refuse)
+    prompt = Prompt((Message(role, "never \n" * 100_000), Message("user", "why?")))
     with pytest.raises(PromptTooLong) as refused:
-        await generate(engine, asking("never \n" * 100_000))
+        await generate(engine, prompt)
     assert refused.value.num_prompt_tokens > 4096
 
 
@@ -756,9 +768,18 @@ async def test_failure_of_the_owner_fails_every_call_and_says_so(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"n_seq_max": 0}, {"n_seq_max": 8, "n_batch": 7}, {"n_ctx": 0}, {"n_threads": 0}], ids=str
+    "settings",
+    [
+        {"n_seq_max": 0},
+        {"n_seq_max": 8, "n_batch": 7},
+        {"n_ctx": 0},
+        {"n_threads": 0},
+        {"n_threads": 100_000},
+        {"kv_type": "bogus"},
+    ],
+    ids=str,
 )
-def test_settings_out_of_range_are_refused(settings: dict[str, int]) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=list(settings)[-1]):
         LlamaOptions(path=Path("model.gguf"), **settings)  # type: ignore[arg-type]  # a table of different types
 

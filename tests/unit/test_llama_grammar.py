@@ -49,6 +49,7 @@ UNSOUND = {
     ),
     "too long": ("root ::= " + '"a" ' * 20000, "at most 65536 bytes"),
     "NUL": ('root ::= "\0"', "NUL"),
+    "no character": (r"root ::= [\U00110000-\UFFFFFFFF]", "up to"),
     "groups": ("root ::= " + "(" * 101 + '"a"' + ")" * 101, "at most 100 groups"),
     "repeated less than least": ('root ::= "a"{5,2}', "least <= most"),
     "least out of bounds": ('root ::= "a"{99999}', "least at most 2000"),

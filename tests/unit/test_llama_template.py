@@ -1,6 +1,8 @@
 """Messages into the text that a model continues."""
 
+import itertools
 from datetime import date
+from types import SimpleNamespace
 
 import pytest
 
@@ -186,6 +188,34 @@ def test_messages_that_a_template_refuses_are_the_callers_error(source: str, rea
 def test_template_that_never_ends_or_makes_too_much_is_stopped(source: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         render(source, ("user", "a"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% set x = 'a' * 16000000 %}{% endfor %}",
+        "{% for a in range(2000) %}{% for b in range(90) | sort %}{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}",
+    ],
+    ids=["operators", "loops", "calls"],
+)
+def test_template_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """By a clock that goes on a little with each look."""
+    looks = itertools.count()
+    monkeypatch.setattr(sandbox, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(looks)))
+    with pytest.raises(InputError, match="longer than 2 s"):
+        render(source, ("user", "a"))
+
+
+def test_template_of_millions_of_characters_is_none() -> None:
+    with pytest.raises(ModelLoadError, match="has 1000001 characters"):
+        ChatTemplate("a" * 1_000_001, bos="", eos="")
+
+
+def test_refusal_of_a_template_is_shown_in_part() -> None:
+    with pytest.raises(InputError) as refused:
+        render("{{ raise_exception('no' * 9999) }}", ("user", "a"))
+    assert len(str(refused.value)) < 600
 
 
 def test_steps_are_counted_anew_for_each_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pice.errors import InputError
 
 MAX_BYTES = 65536
+LAST_CODE = 0x10FFFF
 MAX_NESTED_GROUPS = 100
 """llama.cpp reads a group inside of a group by recursion."""
 MAX_RANGES = 1000
@@ -203,7 +204,9 @@ class _Reader:
             return None
         char = self._take(_CHAR, f"a character or {end!r}")
         if len(char) > 2:
-            return int(f"0x{char[2:]}", 0)
+            if (code := int(f"0x{char[2:]}", 0)) > LAST_CODE:
+                raise InputError(f"must have characters up to \\U{LAST_CODE:08x}, got {char}")
+            return code
         return ord(_ESCAPES.get(char[-1], char[-1]) if len(char) == 2 else char)
 
     def _peek(self) -> str:

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pice.core import Curve
 from pice.errors import ConfigError
@@ -17,7 +17,7 @@ ROUGH_CURVE = Curve(batch=(1, 8), step_s=(0.05, 0.08), prefill_s_per_token=0.005
 MAX_SEQUENCES = 256
 """llama.cpp's own bound on sequence ids."""
 
-MOST, MOST_BATCH = 1 << 22, 1 << 16
+MOST, MOST_BATCH, MOST_THREADS = 1 << 22, 1 << 16, 1024
 """Well above what is of use, and below what llama.cpp's 32-bit numbers would take for something else."""
 
 NUM_CACHE_SEQUENCES = 32
@@ -78,7 +78,12 @@ class LlamaOptions:
         rules = {
             "n_ctx": (self.n_ctx, self.n_ctx is None or 1 <= self.n_ctx <= MOST, f"from 1 to {MOST}"),
             "n_seq_max": (self.n_seq_max, 1 <= self.n_seq_max <= most_sequences, f"from 1 to {most_sequences}"),
-            "n_threads": (self.n_threads, self.n_threads is None or self.n_threads >= 1, ">= 1"),
+            "n_threads": (
+                self.n_threads,
+                self.n_threads is None or 1 <= self.n_threads <= MOST_THREADS,
+                f"from 1 to {MOST_THREADS}",
+            ),
+            "kv_type": (self.kv_type, self.kv_type in get_args(KVType), f"one of {', '.join(get_args(KVType))}"),
             "n_batch": (
                 self.n_batch,
                 self.n_seq_max <= self.n_batch <= MOST_BATCH,

@@ -107,14 +107,14 @@ class Owner:
 
     def _begin(self, call: Call) -> None:
         try:
-            vocabulary = self._model.vocabulary
-            if call.sampling is not None and (least := vocabulary.least_tokens(call.prompt)):
-                self._check_fits(least, call.sampling)
-            tokens = vocabulary.tokens(call.prompt)
-            if call.sampling is None:
-                self._said.append((call, len(tokens)))
-            else:
-                self._add(call, call.sampling, tokens)
+            vocabulary, sampling = self._model.vocabulary, call.sampling
+            if sampling is None:
+                self._said.append((call, len(vocabulary.tokens(call.prompt))))
+                return
+            if least := vocabulary.least_tokens(call.prompt):
+                self._check_fits(least, sampling)
+            tokens = vocabulary.tokens(call.prompt, lambda least: self._check_fits(least, sampling))
+            self._add(call, sampling, tokens)
         except InputError as error:
             self._said.append((call, error))
         except Exception as error:

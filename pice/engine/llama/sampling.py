@@ -14,6 +14,7 @@ def check_sampling(sampling: Sampling) -> None:
     Raises:
         InputError: names the value and what was expected.
     """
+    _check_types(sampling)
     presence, frequency, repeat = sampling.presence_penalty, sampling.frequency_penalty, sampling.repeat_penalty
     rules = {
         "max_tokens": (sampling.max_tokens, sampling.max_tokens >= 1, ">= 1"),
@@ -34,3 +35,17 @@ def check_sampling(sampling: Sampling) -> None:
     for name, (value, right, expected) in rules.items():
         if not right:
             raise InputError(f"{name} must be {expected}, got {value!r}")
+
+
+def _check_types(sampling: Sampling) -> None:
+    """A number is an integer where it counts, and a truth is none: what a process is sent must be what it reads."""
+    for name in ("max_tokens", "top_k", "seed"):
+        value = getattr(sampling, name)
+        if type(value) is not int and not (name == "seed" and value is None):
+            raise InputError(f"{name} must be an integer, got {value!r}")
+    for name in ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"):
+        value = getattr(sampling, name)
+        if type(value) not in (int, float):
+            raise InputError(f"{name} must be a number, got {value!r}")
+    if not isinstance(sampling.stop, tuple) or not all(isinstance(each, str) for each in sampling.stop):
+        raise InputError(f"stop must be a tuple of strings, got {sampling.stop!r}")

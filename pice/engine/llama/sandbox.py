@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -17,6 +18,10 @@ MAX_STEPS = 200_000
 MAX_SIZE = 16_000_000
 """Characters of the text, and of whatever an operator makes on the way to it, or items of a list."""
 MAX_BITS = 10_000
+MAX_SOURCE = 1_000_000
+"""Characters of a template. The longest that models come with have some tens of thousands."""
+MAX_S = 2.0
+"""Of one rendering, looked at with every step and operator; what lies between two of them takes as long as it takes."""
 
 _COUNTED, _JOINED = "pice_counted", "pice_joined"
 _WIDENING = ("batch", "center", "filesizeformat", "format", "pprint", "slice", "urlize", "wordwrap", "xmlattr")
@@ -43,7 +48,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
-        self._num_steps = 0
+        self._begin()
         for name in _WIDENING:
             del self.filters[name]
         del self.globals["lipsum"]
@@ -51,19 +56,21 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _refuse
 
     def read(self, source: str) -> Template:
-        """Raises `TemplateError` if it is no template."""
-        self._num_steps = 0
+        """Raises `TemplateError` if it is no template, or too long for one."""
+        if len(source) > MAX_SOURCE:
+            raise OutOfBounds(f"it has {len(source)} characters, more than {MAX_SOURCE}")
+        self._begin()
         return self.from_string(_Bounding().visit(self.parse(source)))
 
     def render(self, template: Template, values: dict[str, Any]) -> str:
         """The template's text for these values.
 
         Raises:
-            OutOfBounds: it takes too many steps or makes too much.
+            OutOfBounds: it takes too many steps or too long, or makes too much.
             Refused: it called `raise_exception`.
             Exception: whatever else a template can come to.
         """
-        self._num_steps = 0
+        self._begin()
         parts, size = [], 0
         for part in template.generate(values):
             parts.append(part)
@@ -77,6 +84,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         _check_operation(operator, left, right)
+        self._check_time()
         return super().call_binop(context, operator, left, right)
 
     @pass_context
@@ -92,10 +100,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
         _check_size(sum(map(len, parts)))
         return "".join(parts)
 
+    def _begin(self) -> None:
+        self._num_steps, self._until_s = 0, time.monotonic() + MAX_S
+
     def _step(self, num: int) -> None:
         self._num_steps += num
         if self._num_steps > MAX_STEPS:
             raise OutOfBounds(f"it takes more than {MAX_STEPS} steps")
+        self._check_time()
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._until_s:
+            raise OutOfBounds(f"it takes longer than {MAX_S:g} s")
 
 
 class _Bounding(NodeTransformer):

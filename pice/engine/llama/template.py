@@ -17,6 +17,8 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+MAX_SAID = 500
+"""Characters that are shown of what a template says."""
 _BETWEEN_MERGED = "\n\n"
 _NO_TOOLS: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": True}
 _NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
@@ -87,7 +89,7 @@ class ChatTemplate:
 
 
 def _input_error(error: Exception) -> InputError:
-    return InputError(f"the model's chat template refuses these messages: {error}")
+    return InputError(f"the model's chat template refuses these messages: {str(error)[:MAX_SAID]}")
 
 
 def _arrangements(messages: Sequence[Message]) -> list[Sequence[Message]]:

@@ -16,7 +16,9 @@ import typer
 from pice import __version__
 from pice.cli import doctor
 from pice.config import load_settings
-from pice.errors import ModelLoadError
+from pice.core import Curve, Prompt
+from pice.engine.base import EngineInfo
+from pice.errors import InputError, ModelLoadError
 
 Run = Callable[..., Any]
 
@@ -116,6 +118,31 @@ def test_doctor_gives_1_and_the_reason_when_a_model_does_not_load(
     assert check["name"] == "engine big (emulated, emulated)"
     assert check["detail"] == "does not load: models/x.gguf: no such file"
     assert len(closed) == 1
+
+
+def test_doctor_names_a_chat_template_that_takes_no_question(
+    pice: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Picky:
+        info = EngineInfo("small", 4096, 8, Curve((1,), (0.1,)))
+
+        async def start(self) -> None:
+            pass
+
+        async def count_tokens(self, prompt: Prompt) -> int:
+            raise InputError("the model's chat template refuses these messages: no system here")
+
+        async def close(self) -> None:
+            pass
+
+    config = tmp_path / "pice.toml"
+    config.write_text(LLAMA, encoding="utf-8")
+    monkeypatch.setattr("pice.cli.doctor.make_engine", lambda *_, **__: Picky())
+    ran = pice("doctor", "-c", str(config), "--json")
+    (check,) = [check for check in orjson.loads(ran.out) if check["name"].startswith("engine small")]
+    assert not check["ok"]
+    assert "no system here" in check["detail"]
+    assert "chat_template" in check["remedy"]
 
 
 @pytest.mark.parametrize("used", [True, False], ids=["configured", "not configured"])
