@@ -27,6 +27,8 @@ JETSON = DATA / "profiles" / "jetson_llm_tokens_per_s.csv"
 TRACE = DATA / "traces" / "AzureLLMInferenceTrace2023_conv.csv.gz"
 ANSWERED_BY = "vicuna-13b"
 """Whose answers' lengths the cloud model's are taken to be."""
+SEGMENT_PROMPT_TOKENS, MOST_TOKENS = 300, 4096
+"""Of the prompt of a segment, about; and of an answer that no sketch would be sooner with."""
 LONGEST_FIT = 2048
 """Prompt tokens up to which the time to first token is taken to be a straight line; beyond, attention shows."""
 GPUS, GPU_MODEL = ("3070 8GB", "M2 Ultra 76-Core GPU 192GB"), "8B Q4_K_M"
@@ -142,14 +144,15 @@ def questions() -> list[Question]:
 def break_even_tokens(cloud: Model, site: Model, sketching: Sketching, rtt_s: float) -> int:
     """The shortest answer that a sketch and an idle site finish sooner than an idle cloud."""
     point = sketching.words_per_point * TOKENS_PER_WORD
-    for num_tokens in range(1, 4096):
+    for num_tokens in range(1, MOST_TOKENS):
         num_points = max(1, round(num_tokens / point))
         at_cloud_s = num_tokens * step_s(cloud.curve, 1)
         batch = min(num_points, site.max_inflight)
-        last_s = rtt_s + prefill_s(site.curve, 300) + num_tokens / num_points * step_s(site.curve, batch)
+        start_s = rtt_s + prefill_s(site.curve, SEGMENT_PROMPT_TOKENS)
+        last_s = start_s + num_tokens / num_points * step_s(site.curve, batch)
         if sketching.ratio * at_cloud_s + last_s < at_cloud_s:
             return num_tokens
-    return 4096
+    return MOST_TOKENS
 
 
 def asks(known: Sequence[Question], suits: Callable[[Question], bool], num: int, rate: float, seed: int) -> list[Ask]:
