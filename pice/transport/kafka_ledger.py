@@ -24,20 +24,28 @@ class Ledger:
     def is_finished(self, offset: int) -> bool:
         return self.times.get(offset) == _FINISHED
 
+    def finished(self) -> list[int]:
+        """Those from the committed position on."""
+        return [offset for offset in self.times if self.is_finished(offset)]
+
     def begin(self, offset: int) -> int:
         """How often the message has been begun, this time included."""
         self.next_offset = max(self.next_offset, offset + 1)
         self.times[offset] = self.times.get(offset, 0) + 1
         return self.times[offset]
 
+    def skip(self, offset: int) -> None:
+        """Of a message that was finished before it was read here."""
+        self.next_offset = max(self.next_offset, offset + 1)
+
     def finish(self, offset: int) -> None:
         if self.times.get(offset):
             self.times[offset] = _FINISHED
 
     def position(self) -> int:
-        """The first message that is not finished. Forgets what is before it."""
+        """The first message that is not finished, or was not read yet. Forgets what is before it."""
         unfinished = [offset for offset, times in self.times.items() if times != _FINISHED]
-        position = min(unfinished, default=self.next_offset)
+        position = min([*unfinished, self.next_offset])
         for offset in [offset for offset in self.times if offset < position]:
             del self.times[offset]
         return position

@@ -54,6 +54,8 @@ class KafkaSubscription:
         self._ledgers: dict[int, Ledger] = {}
         self._outstanding: dict[tuple[int, int], Delivery] = {}
         self._held: set[tuple[int, int]] = set()
+        self._parted: set[tuple[int, int]] = set()
+        self._late: set[tuple[int, int]] = set()
         self._arrived: deque[Any] = deque()
         self._again: deque[Delivery] = deque()
         self._settled = False
@@ -96,6 +98,10 @@ class KafkaSubscription:
     async def take_over(self, partitions: Sequence[int]) -> None:
         """Learns what the group has left of these partitions, which are all there are. Raises as `read_ledgers`."""
         self._ledgers |= await read_ledgers(self._kafka, self._topic, self._group, partitions)
+        for place in self._late:
+            self._finish(place)
+        self._late.clear()
+        self._parted = {place for place in self._parted if place[0] in self._ledgers}
 
     def begin(self) -> None:
         """Reads on from where the ledgers begin, and not from where the consumer by itself would: who had a partition
@@ -129,7 +135,9 @@ class KafkaSubscription:
         self._settled = False
         await self._try_to_commit(within_s=_LAST_COMMIT_S)
         for partition in partitions:
-            self._ledgers.pop(partition, None)
+            if ledger := self._ledgers.pop(partition, None):  # with what was finished since the commit was made
+                self._late.update((partition, offset) for offset in ledger.finished())
+        self._parted.update(key for key in self._outstanding if key[0] not in self._ledgers)
         self._arrived.clear()  # what is still ours comes again
         self._outstanding = {key: kept for key, kept in self._outstanding.items() if key[0] in self._ledgers}
         self._held = {key for key in self._held if key[0] in self._ledgers}
@@ -151,14 +159,31 @@ class KafkaSubscription:
         raise TransportError(f"the subscription to {self._topic} is closed")
 
     async def ack(self, delivery: Delivery) -> None:
-        if self._outstanding.pop((delivery.partition, delivery.position), None) is None:
-            return
-        self._held.discard((delivery.partition, delivery.position))
-        self._ledgers[delivery.partition].finish(delivery.position)
+        place = delivery.partition, delivery.position
+        if self._outstanding.pop(place, None) is not None:
+            self._held.discard(place)
+            self._finish(place)
+        elif place in self._parted:
+            self._finish_parted(place)
+
+    def _finish(self, place: tuple[int, int]) -> None:
+        """Nothing where another has the partition by now."""
+        if ledger := self._ledgers.get(place[0]):
+            ledger.finish(place[1])
         self._changed.set()
         self._dirty.set()
 
+    def _finish_parted(self, place: tuple[int, int]) -> None:
+        """What was done by the time its partition went away counts if the partition comes back: a group is often dealt
+        anew with nobody else in it."""
+        self._parted.discard(place)
+        if place[0] in self._ledgers:
+            self._finish(place)
+        else:
+            self._late.add(place)
+
     async def release(self, delivery: Delivery, *, delay_s: float = 0.0) -> None:
+        self._parted.discard((delivery.partition, delivery.position))
         if self._outstanding.pop((delivery.partition, delivery.position), None) is None:
             return
         self._changed.set()
@@ -231,7 +256,11 @@ class KafkaSubscription:
     def _delivery(self, record: Any) -> Delivery | None:
         """None for a record that is finished or in hand already, or of a partition that has gone to another."""
         ledger = self._ledgers.get(record.partition)
-        if ledger is None or ledger.is_finished(record.offset) or (record.partition, record.offset) in self._held:
+        if ledger is None or (record.partition, record.offset) in self._held:
+            return None
+        if ledger.is_finished(record.offset):
+            ledger.skip(record.offset)
+            self._dirty.set()
             return None
         key = record.key.decode(errors="replace") if record.key else ""
         headers = {name: value or b"" for name, value in record.headers}
@@ -240,6 +269,7 @@ class KafkaSubscription:
     def _hand_out(self, delivery: Delivery) -> Delivery:
         counted = replace(delivery, num_deliveries=self._ledgers[delivery.partition].begin(delivery.position))
         self._outstanding[delivery.partition, delivery.position] = counted
+        self._parted.discard((delivery.partition, delivery.position))
         self._held.add((delivery.partition, delivery.position))
         self._dirty.set()
         return counted

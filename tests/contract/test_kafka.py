@@ -81,6 +81,76 @@ async def test_partition_of_a_member_that_leaves_goes_to_the_other(transport: Tr
     assert (taken.partition, taken.payload) == (held[1].partition, held[1].payload)
 
 
+@pytest.mark.parametrize("acknowledged", ["before it comes back", "after it came back"])
+async def test_what_is_acknowledged_while_a_partition_goes_and_comes_back_is_finished(
+    transport: Transport, acknowledged: str
+) -> None:
+    await publish(transport, 2)
+    subscription = await transport.subscribe(TOPIC, group="g", prefetch=1)
+    assert isinstance(subscription, KafkaSubscription)
+    (first,) = await receive(subscription, 1)
+    await subscription.give_up([first.partition])
+    if acknowledged.startswith("before"):
+        await subscription.ack(first)
+    await subscription.settle([first.partition])
+    subscription.begin()
+    if acknowledged.startswith("after"):
+        await subscription.ack(first)
+    assert [each.payload for each in await receive(subscription, 1)] == [b"1"]
+
+
+async def test_first_of_several_that_is_acknowledged_late_is_finished_and_counts_as_read(transport: Transport) -> None:
+    """Of two in hand as a partition goes and comes back, the first is acknowledged only then."""
+    await publish(transport, 2)
+    subscription = await transport.subscribe(TOPIC, group="g")
+    assert isinstance(subscription, KafkaSubscription)
+    first, _ = await receive(subscription, 2)
+    await subscription.give_up([first.partition])
+    await subscription.settle([first.partition])
+    subscription.begin()
+    await subscription.ack(first)
+    await subscription._try_to_commit()
+    (second,) = await receive(subscription, 1)
+    assert (second.payload, second.num_deliveries) == (b"1", 2)
+    await subscription.ack(second)
+    assert subscription._ledgers[first.partition].position() == 2
+
+
+async def test_what_is_acknowledged_while_the_last_commit_is_made_is_finished(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(transport, 2)
+    subscription = await transport.subscribe(TOPIC, group="g", prefetch=1)
+    assert isinstance(subscription, KafkaSubscription)
+    (first,) = await receive(subscription, 1)
+    commit = subscription._try_to_commit
+
+    async def late(**options: Any) -> bool:
+        is_done = await commit(**options)
+        await subscription.ack(first)
+        return is_done
+
+    monkeypatch.setattr(subscription, "_try_to_commit", late)
+    await subscription.give_up([first.partition])
+    monkeypatch.undo()
+    await subscription.settle([first.partition])
+    subscription.begin()
+    assert [each.payload for each in await receive(subscription, 1)] == [b"1"]
+
+
+async def test_what_is_put_back_while_a_partition_goes_and_comes_back_is_not_finished(transport: Transport) -> None:
+    await publish(transport, 1)
+    subscription = await transport.subscribe(TOPIC, group="g", prefetch=1)
+    assert isinstance(subscription, KafkaSubscription)
+    (first,) = await receive(subscription, 1)
+    await subscription.give_up([first.partition])
+    await subscription.release(first)
+    await subscription.ack(first)
+    await subscription.settle([first.partition])
+    subscription.begin()
+    assert [each.num_deliveries for each in await receive(subscription, 1)] == [2]
+
+
 async def test_groups_on_one_partition_keep_positions_of_their_own(transport: Transport) -> None:
     await publish(transport, 2)
     one = await transport.subscribe(TOPIC, group="one", partition=0)
