@@ -1,40 +1,24 @@
-"""Connections to Redis, with its errors as ours. Nothing else imports the `redis` package."""
+"""What all tasks of a process say to Redis, sent together; and how that is found to be one we can use."""
 
 import asyncio
 import hashlib
-import re
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from redis import exceptions as refusals
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from pice.errors import ConfigError, TransportError
+from pice.redis_errors import OLDEST, UnknownScript, mapped
+from pice.redis_library import ConnectionPool, NoBackoff, Retry
+from pice.redis_lines import RedisLine, Word
+from pice.redis_servers import Address, ClusterServers, OneServer, Servers
 
-from pice.errors import ConfigError, DecodeError, Full, TransportError
-
-OLDEST = (7, 0)
 _NUM_EXCHANGES = 4
 _MOST_TOGETHER = 128
 _TIMEOUT_S = 5.0
-_FULL_RETRY_S = 1.0
-_NTH = r"""(?:^|caused error: \(?['"]?)"""
-"""Where the words of Redis begin: of one command among several its client first says which."""
-_IS_AWAY = re.compile(f"{_NTH}(?:LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|NOREPLICAS|UNBLOCKED|BUSY)")
-"""How Redis refuses what it may take later."""
-_IS_SPENT = re.compile("exhausted the last possible ID|smaller than the target stream top item")
-"""Of a stream to which somebody gave the last id there is: it takes nothing until an operator deletes it."""
-_MAY_NOT = re.compile(r"NOPERM|NOAUTH|The user executing the script|ACL failure in script")
-"""How it refuses this user, within a script too."""
-_UNKNOWN = re.compile(f"{_NTH}unknown (?:sub)?command", re.IGNORECASE)
-
-Word = str | bytes | int | float
 
 
 class Script:
@@ -45,63 +29,19 @@ class Script:
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
-class RedisLine:
-    """One connection, for commands that block; made anew after it was lost. Not for two tasks at a time."""
-
-    def __init__(self, redis: Any, address: str) -> None:
-        self._redis = redis
-        self._address = address
-        self._redis.response_callbacks.clear()  # replies as Redis sends them, whatever the version of its client
-
-    async def call(self, *words: Word) -> Any:
-        """The reply to a command, in bytes, integers, lists of these and None.
-
-        Raises:
-            TransportError: Redis is gone, does not answer or cannot serve now; perhaps it was done.
-            Full: Redis has no memory left; it was not done.
-            ConfigError: it refuses this user, or does not know the command.
-        DecodeError: a key holds something that is not ours.
-        """
-        with _mapped(self._address):
-            return await self._redis.execute_command(*words)
-
-    async def close(self) -> None:
-        """May be called twice."""
-        await self._redis.aclose()
-
-
-class _LentLine(RedisLine):
-    """One whose connection goes back to those of its client."""
-
-    def __init__(self, redis: Any, address: str, closed: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(redis, address)
-        self._closed = closed
-
-    async def close(self) -> None:
-        await super().close()
-        await self._closed()
-
-
-class RedisClient(RedisLine):
-    """Connections to one Redis for all tasks of a loop. Never repeats a command.
+class RedisClient:
+    """Connections to one Redis, or a Redis Cluster, for all tasks of a loop. Never repeats a command that may have been
+    done.
 
     What tasks say at the same time is sent together, and while `_NUM_EXCHANGES` of those are under way the rest gathers
-    for the next: a round trip serves many. Commands of different tasks may be done in any order. One that was begun
-    is done, whoever is cancelled. Lines that were closed are kept for who asks next, as many as there were at once:
-    to connect costs more than a request's events. Store, queue and registry of a process share one; see
-    `connect_redis` for what it is given.
+    for the next: a round trip serves many, and a command that blocks keeps all their replies: say those on a `line`.
+    Commands of different tasks may be done in any order. One that was begun is done, whoever is cancelled. Store, queue
+    and registry of a process share one, which `connect_redis` makes.
     """
 
-    def __init__(self, url: str, *, password: str = "", ca_file: Path | None = None) -> None:
-        self._url = url
-        self._options = _OPTIONS | _credentials(url, password, ca_file)
-        pool = BlockingConnectionPool.from_url(url, max_connections=_NUM_EXCHANGES, timeout=_TIMEOUT_S, **self._options)
-        options = pool.connection_kwargs
-        super().__init__(Redis.from_pool(pool), f"Redis at {options.get('host', '')}:{options.get('port', 6379)}")
-        self._waiting = deque[_Said]()
-        self._exchanges = set[asyncio.Task[None]]()
-        self._lines = ConnectionPool.from_url(url, **self._options)
-        self._is_called = False
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._outlets: dict[Address, _Outlet] = {}
         self._is_closed = False
 
     async def call(self, *words: Word) -> Any:
@@ -112,28 +52,57 @@ class RedisClient(RedisLine):
         """What the script returns; `call` says what is raised."""
         try:
             return await self.call("EVALSHA", script.sha, len(keys), *keys, *words)
-        except _Unknown:
+        except UnknownScript:
             return await self.call("EVAL", script.source, len(keys), *keys, *words)
 
     async def run_all(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Word]]]) -> list[Any]:
         """What the script returns for each of these keys and words, sent together."""
         counted = [(len(keys), *keys, *words) for keys, words in calls]
-        try:
-            return await self.call_all([("EVALSHA", script.sha, *it) for it in counted])
-        except _Unknown:
-            return await self.call_all([("EVAL", script.source, *it) for it in counted])
+        replies = await self._replies([("EVALSHA", script.sha, *it) for it in counted])
+        unknown = [at for at, reply in enumerate(replies) if isinstance(reply, UnknownScript)]
+        again = await self._replies([("EVAL", script.source, *counted[at]) for at in unknown])
+        for at, reply in zip(unknown, again, strict=True):
+            replies[at] = reply
+        return _checked(replies)
 
     async def call_all(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
         """The replies to commands that are said together; raises what the first refused one does, when all are done."""
-        replies = await asyncio.gather(*[self._say(words) for words in commands], return_exceptions=True)
-        for reply in replies:
-            if isinstance(reply, BaseException):
-                raise reply
-        return replies
+        return _checked(await self._replies(commands))
+
+    async def _replies(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
+        return await asyncio.gather(*[self._say(words) for words in commands], return_exceptions=True)
 
     def _say(self, words: Sequence[Word]) -> "asyncio.Future[Any]":
         if self._is_closed:
-            raise TransportError(f"the connection to {self._address} is closed")
+            raise TransportError(f"the connection to {self._servers.name} is closed")
+        server = self._servers.server(words)
+        if server not in self._outlets:
+            self._outlets[server] = _Outlet(self._servers, server)
+        return self._outlets[server].say(words)
+
+    def line(self) -> RedisLine:
+        """Connections of its own, for commands that block; whoever asked for it closes it. Outlives this client."""
+        return self._servers.line()
+
+    async def close(self) -> None:
+        """What was said before is done first."""
+        self._is_closed = True
+        for outlet in self._outlets.values():
+            await outlet.drain()
+        await self._servers.close()
+
+
+class _Outlet:
+    """What is said to one server; another that does not answer keeps none of it."""
+
+    def __init__(self, servers: Servers, server: Address) -> None:
+        self._servers = servers
+        self._server = server
+        self._waiting = deque[_Said]()
+        self._exchanges = set[asyncio.Task[None]]()
+        self._is_called = False
+
+    def say(self, words: Sequence[Word]) -> "asyncio.Future[Any]":
         loop = asyncio.get_running_loop()
         said = _Said(words, loop.create_future())
         self._waiting.append(said)
@@ -141,6 +110,11 @@ class RedisClient(RedisLine):
             self._is_called = True
             loop.call_soon(self._send)
         return said.reply
+
+    async def drain(self) -> None:
+        while self._exchanges or self._waiting:
+            self._send()
+            await asyncio.gather(*self._exchanges)
 
     def _send(self) -> None:
         """Begins an exchange with what has gathered, if one may begin."""
@@ -156,12 +130,8 @@ class RedisClient(RedisLine):
         self._send()
 
     async def _exchange(self, together: "Sequence[_Said]") -> None:
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.response_callbacks.clear()
-        for said in together:
-            pipeline.execute_command(*said.words)
         try:
-            replies = await pipeline.execute(raise_on_error=False)
+            replies = await self._servers.replies(self._server, [said.words for said in together])
         except Exception as error:  # noqa: BLE001 - whoever said something is told, whatever it is
             replies = [error] * len(together)
         for said, reply in zip(together, replies, strict=True):
@@ -174,30 +144,10 @@ class RedisClient(RedisLine):
             future.set_result(reply)
             return
         try:
-            with _mapped(self._address):
+            with mapped(self._servers.name):
                 raise reply
         except Exception as error:  # noqa: BLE001 - raised where it was said
             future.set_exception(error)
-
-    def line(self) -> RedisLine:
-        """A connection of its own, one that was used before if there is any; whoever asked for it closes it. Outlives
-        this client."""
-        redis = Redis(connection_pool=self._lines, single_connection_client=True)
-        return _LentLine(redis, self._address, self._hang_up)
-
-    async def _hang_up(self) -> None:
-        """Once this client is closed, its lines are not kept for others."""
-        if self._is_closed:
-            await self._lines.disconnect(inuse_connections=False)
-
-    async def close(self) -> None:
-        """What was said before is done first."""
-        self._is_closed = True
-        while self._exchanges or self._waiting:
-            self._send()
-            await asyncio.gather(*self._exchanges)
-        await self._hang_up()
-        await super().close()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,8 +158,16 @@ class _Said:
     reply: "asyncio.Future[Any]"
 
 
+def _checked(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, BaseException):
+            raise reply
+    return replies
+
+
 async def connect_redis(url: str, *, password: str = "", ca_file: Path | None = None) -> RedisClient:
-    """A client of the Redis at `redis://[user@]host:port/database` (`rediss:` for TLS), which was asked.
+    """A client of the Redis at `redis://[user@]host:port/database` (`rediss:` for TLS), which was asked; of the whole
+    Cluster where that is a node of one.
 
     With TLS one in `ca_file` or of the system must vouch for its certificate. No error shows the password.
 
@@ -217,15 +175,21 @@ async def connect_redis(url: str, *, password: str = "", ca_file: Path | None = 
         ConfigError: the address, the password, the certificate, or what answers there; says what to change.
         TransportError: nothing answers now.
     """
+    options = _OPTIONS | _credentials(url, password, ca_file)
     try:
-        client = RedisClient(url, password=password, ca_file=ca_file)
+        read = ConnectionPool.from_url(url, **options)
     except ValueError:  # not shown: it may quote a part of the URL, and so of a password
         raise ConfigError(
             "expected an address like redis://host:6379/0, or rediss: for TLS; a user's name may stand before the "
             "host, with %XX for what is neither letter nor digit"
         ) from None
+    first = OneServer(read.connection_class, read.connection_kwargs, _NUM_EXCHANGES)
+    client = RedisClient(first)
     try:
-        _check(await client.call("INFO"))
+        if _check(await client.call("INFO")) == "cluster":
+            servers = ClusterServers(first)
+            client = RedisClient(servers)
+            await _check_nodes(servers)
     except BaseException:
         await client.close()
         raise
@@ -252,16 +216,34 @@ def _credentials(url: str, password: str, ca_file: Path | None) -> dict[str, Any
     return given | {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_ca_certs": ca_file and str(ca_file)}
 
 
-def _check(info: bytes) -> None:
+async def _check_nodes(cluster: ClusterServers) -> None:
+    """Raises as `_check`, and TransportError."""
+    with mapped(cluster.name):
+        await cluster.learn()
+        infos = await cluster.infos()
+    for info in infos:
+        _check(info)
+
+
+def _check(info: bytes) -> str:
+    """How the server is run: standalone or cluster.
+
+    Raises:
+        ConfigError: it will not do.
+    """
     facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
     _check_version(facts)
-    if facts.get("redis_mode") == "cluster":
-        raise ConfigError("expected one Redis, with or without replicas, got a node of a Redis Cluster")
+    mode = facts.get("redis_mode", "standalone")
+    if mode == "sentinel":
+        raise ConfigError(
+            "expected a Redis, got a Sentinel: give an address that leads to the primary, as of a proxy or a service"
+        )
     if facts.get("maxmemory", "0") != "0" and (policy := facts.get("maxmemory_policy")) != "noeviction":
         raise ConfigError(
             f"Redis has maxmemory-policy {policy}, so it would throw requests away when it is full: "
             "set maxmemory-policy noeviction"
         )
+    return mode
 
 
 def _check_version(facts: Mapping[str, str]) -> None:
@@ -269,57 +251,6 @@ def _check_version(facts: Mapping[str, str]) -> None:
     parts = version.split(".")[:2]
     if not all(part.isdigit() for part in parts) or tuple(map(int, parts)) < OLDEST:
         raise ConfigError(f"expected Redis {OLDEST[0]}.{OLDEST[1]} or newer, got {version}: upgrade the server")
-
-
-class _Unknown(TransportError):
-    """The server does not know this script yet."""
-
-
-@contextmanager
-def _mapped(address: str) -> Generator[None]:
-    """Turns the errors of Redis into ours; what is left is a bug of ours and goes through.
-    A cancellation stands, though asyncio.wait_for, with which connections are made, may lose one before Python 3.12.
-    """
-    task = asyncio.current_task()
-    num_cancelled = task.cancelling() if task else 0
-    try:
-        yield
-        if task and task.cancelling() > num_cancelled:
-            raise asyncio.CancelledError
-    except (refusals.AuthenticationError, refusals.AuthorizationError, refusals.NoPermissionError) as error:
-        raise _refused(address, error) from error
-    except refusals.OutOfMemoryError as error:
-        raise Full(f"{address} is full: {error}", retry_after_s=_FULL_RETRY_S) from error
-    except refusals.NoScriptError as error:
-        raise _Unknown(str(error)) from error
-    except refusals.ResponseError as error:
-        raise _answered(address, error) from None
-    except (refusals.ConnectionError, refusals.TimeoutError, refusals.InvalidResponse, OSError) as error:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise ConfigError(f"{address} shows a certificate we do not trust: {error}: check ca_file") from error
-        raise TransportError(f"{address} does not answer: {error}") from error
-    except RuntimeError as error:  # uvloop's word for a connection that broke as something was sent
-        if "handler is closed" not in str(error):
-            raise
-        raise TransportError(f"{address} does not answer: the connection broke") from error
-
-
-def _answered(address: str, error: refusals.ResponseError) -> Exception:
-    """What a refusal means; the error itself where it is our own fault."""
-    text = str(error)
-    if isinstance(error, refusals.ReadOnlyError) or _IS_AWAY.search(text) or _IS_SPENT.search(text):
-        return TransportError(f"{address} cannot serve now: {text}")
-    if _MAY_NOT.search(text):
-        return _refused(address, error)
-    if _UNKNOWN.search(text):  # not shown: it quotes what was sent, and that may be a password
-        return ConfigError(f"{address} lacks a command: expected Redis {OLDEST[0]}.{OLDEST[1]} or newer, all enabled")
-    if "WRONGTYPE" in text:
-        return DecodeError(f"{address} has something else under a key of ours; does another program use it? {text}")
-    return error
-
-
-def _refused(address: str, error: Exception) -> ConfigError:
-    return ConfigError(f"{address} refuses us: {error}: check user, password and ACL")
 
 
 _OPTIONS: dict[str, Any] = {

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "pure": {"core", "errors", "pure"},
     "port": {"core", "errors"},
     "adapter": {"core", "errors", "pure", "port", "client", "adapter"},
-    "client": {"errors"},
+    "client": {"errors", "client"},
     "node": {"core", "errors", "pure", "port", "batch", "node"},
     "service": {"core", "errors", "pure", "port", "node", "service"},
     "settings": {"core", "errors", "pure", "settings"},
@@ -69,7 +69,7 @@ def layer(module: str) -> str:
         return "pure"
     if top in PORTS:
         return "port" if module.endswith(".base") or module == f"pice.{top}" else "adapter"
-    if top in ("kafka_client", "redis_client"):
+    if top == "kafka_client" or top.startswith("redis_"):
         return "client"
     return "settings" if top in ("settings", "config", "setting_faults") else top
 

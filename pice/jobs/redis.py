@@ -6,7 +6,8 @@ from typing import Any
 from pice.core import Job
 from pice.jobs import redis_scripts as scripts
 from pice.jobs.base import Result
-from pice.redis_client import RedisClient, Script, Word
+from pice.redis_client import RedisClient, Script
+from pice.redis_lines import Word
 
 _MAX_LISTED = 1000
 _NUM_AT_ONCE = 32

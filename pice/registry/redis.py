@@ -3,7 +3,8 @@
 from typing import Any
 
 from pice.errors import ConfigError, InputError
-from pice.redis_client import RedisClient, Script, Word
+from pice.redis_client import RedisClient, Script
+from pice.redis_lines import Word
 from pice.registry.base import Hold, RegisteredSite, in_another_pool, is_held
 from pice.registry.redis_scripts import ACQUIRE, DRAIN, REGISTER, RELEASE, REMOVE, RENEW, SITES
 

@@ -20,7 +20,8 @@ from pice.core import (
 )
 from pice.errors import Full
 from pice.message.codec import encode
-from pice.redis_client import RedisClient, Script, Word
+from pice.redis_client import RedisClient, Script
+from pice.redis_lines import Word
 from pice.store import redis_scripts as scripts
 from pice.store.base import Chosen, Counted, chosen_event
 from pice.store.redis_clock import RedisClock
@@ -201,6 +202,7 @@ class RedisStore:
     async def close(self) -> None:
         """Ends what follows events."""
         self._is_closed = True
+        await self._due.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def _change(self, script: Script, request_id: str, *words: Word) -> Any:

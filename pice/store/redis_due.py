@@ -1,6 +1,7 @@
 """Requests that a collector shall look at, from the sorted sets of all shards."""
 
 from pice.redis_client import RedisClient
+from pice.redis_lines import RedisLine
 from pice.store.redis_clock import RedisClock
 from pice.store.redis_keys import RedisKeys, Shard
 from pice.store.redis_scripts import TAKE
@@ -17,6 +18,8 @@ class RedisDue:
         self._keys = keys
         self._clock = clock
         self._lease_s = lease_s
+        self._idle: list[RedisLine] = []
+        self._is_closed = False
 
     async def take(self, limit: int) -> list[str]:
         """Waits until requests are due and takes them, at most 0.5 s after they were."""
@@ -42,7 +45,20 @@ class RedisDue:
         return [request_id.decode() for request_id in ids]
 
     async def _wait(self, next_s: float | None) -> None:
-        """Until then, or until someone says that something is due sooner."""
+        """Until then, or until someone says that something is due sooner. On a line of its own: what is said together
+        with a command that blocks gets its reply as late."""
         left_s = _LONGEST_WAIT_S if next_s is None else next_s - self._clock.now()
         wait_s = min(max(left_s, _SHORTEST_WAIT_S), _LONGEST_WAIT_S)
-        await self._client.call("BLPOP", *(shard.wake for shard in self._keys.shards), f"{wait_s:.3f}")
+        line = self._idle.pop() if self._idle else self._client.line()
+        try:
+            await line.wait([shard.wake for shard in self._keys.shards], wait_s)
+        finally:
+            self._idle.append(line)
+            if self._is_closed:
+                await self.close()
+
+    async def close(self) -> None:
+        """Gives the lines back that are not waited on, and from now on the others too."""
+        self._is_closed = True
+        while self._idle:
+            await self._idle.pop().close()

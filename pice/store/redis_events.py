@@ -9,7 +9,7 @@ from typing import Any
 from pice.core import Answer, Event, Failure
 from pice.errors import DecodeError, TransportError
 from pice.message.codec import decode_as
-from pice.redis_client import RedisLine
+from pice.redis_lines import RedisLine
 from pice.store.redis_record import MAX_BYTES, Fields, outcome_of, paired
 
 log = logging.getLogger(__name__)
@@ -96,9 +96,8 @@ async def read_streams(
     line: RedisLine, after: Mapping[str, bytes], wait_s: float
 ) -> dict[str, list[tuple[bytes, Fields]]]:
     """Entries of each stream that has any; waits for the first, where `wait_s` is above 0."""
-    block = ("BLOCK", max(1, int(wait_s * 1000))) if wait_s > 0 else ()
-    reply = await line.call("XREAD", "COUNT", _NUM_AT_ONCE, *block, "STREAMS", *after, *after.values())
-    return {name.decode(): list(_entries(entries)) for name, entries in reply or ()}
+    found = await line.read(after, count=_NUM_AT_ONCE, wait_s=wait_s)
+    return {name: list(_entries(entries)) for name, entries in found.items()}
 
 
 def _entries(reply: Any) -> Iterator[tuple[bytes, Fields]]:

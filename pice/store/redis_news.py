@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from pice.errors import TransportError
-from pice.redis_client import RedisLine
+from pice.redis_lines import RedisLine
 from pice.store.base import Unwanted
 from pice.store.redis_events import read_streams
 from pice.store.redis_record import Fields

@@ -18,7 +18,7 @@ from pice.core import (
 )
 from pice.errors import DecodeError
 from pice.message.codec import W, decode, decode_as, encode, pack, unpack
-from pice.redis_client import Word
+from pice.redis_lines import Word
 
 MAX_BYTES = 64 * 1024 * 1024
 """Longest value that is read back: an outcome holds every candidate's text."""

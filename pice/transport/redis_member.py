@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pice.errors import TransportError
-from pice.redis_client import RedisClient, RedisLine, Script, Word
+from pice.redis_client import RedisClient, Script
+from pice.redis_lines import RedisLine, Word
 from pice.transport.base import Delivery
 from pice.transport.redis_scripts import ACK, BEAT, JOIN, KEEP, LEAVE, RELEASE, TAKE
 
-_BELL_WAIT_MS = 2000
+_BELL_WAIT_S = 2.0
+_NUM_RINGS = 1024
 _HEADER = "h:"
 
 
@@ -99,9 +101,9 @@ class Member:
         """The shards where something came up since what `heard` notes, which is brought up to date; waits for some,
         but not for long."""
         bells = {self._keys.of(shard, "bell"): shard for shard in self.shards}
-        since = [heard.get(shard, "0") for shard in self.shards]
-        reply = await line.call("XREAD", "BLOCK", _BELL_WAIT_MS, "STREAMS", *bells, *since)
-        found = {bells[name.decode()]: entries[-1][0].decode() for name, entries in reply or []}
+        after = {name: heard.get(shard, "0") for name, shard in bells.items()}
+        rung = await line.read(after, count=_NUM_RINGS, wait_s=_BELL_WAIT_S)
+        found = {bells[name]: entries[-1][0].decode() for name, entries in rung.items()}
         heard.update(found)
         return list(found)
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from pice.errors import TransportError
-from pice.redis_client import RedisLine
+from pice.redis_lines import RedisLine
 from pice.transport.base import Delivery
 from pice.transport.redis_member import GroupGone, Member
 

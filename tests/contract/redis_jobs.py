@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from pice.jobs.redis import RedisJobs
 from pice.redis_client import RedisClient, connect_redis
-from tests.contract.redis_stores import keys_of
+from tests.contract.redis_stores import delete
 
 
 @asynccontextmanager
@@ -16,8 +16,7 @@ async def redis_jobs(url: str) -> AsyncIterator[tuple[RedisClient, str]]:
     client = await connect_redis(url)
     try:
         yield client, prefix
-        if keys := await keys_of(client, f"{prefix}:*"):
-            await client.call("DEL", *keys)
+        await delete(client, prefix)
     finally:
         await client.close()
 

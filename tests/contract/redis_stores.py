@@ -1,10 +1,12 @@
 """Stores on one Redis under a prefix of their own, of which nothing is left behind."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import uuid4
 
 from pice.redis_client import RedisClient, connect_redis
+from pice.redis_servers import ClusterServers
 from pice.store.redis import RedisStore
 
 
@@ -26,8 +28,7 @@ async def redis_prefix(url: str) -> AsyncIterator[str]:
         yield prefix
     finally:
         async with connected(url) as client:
-            if keys := await keys_of(client, f"{prefix}:*"):
-                await client.call("DEL", *keys)
+            await delete(client, prefix)
 
 
 @asynccontextmanager
@@ -51,6 +52,16 @@ async def redis_stores(
 
 
 async def keys_of(client: RedisClient, pattern: str) -> list[bytes]:
-    """The keys that a pattern finds."""
+    """The keys that a pattern finds, on whatever node."""
+    servers = client._servers
+    if isinstance(servers, ClusterServers):
+        nodes = [servers._node(address) for address in dict.fromkeys(servers._owners.values())]
+        replies = await asyncio.gather(*(node.exchange([("KEYS", pattern)]) for node in nodes))
+        return sorted(key for (keys,) in replies for key in keys)
     found: list[bytes] = await client.call("KEYS", pattern)
     return sorted(found)
+
+
+async def delete(client: RedisClient, prefix: str) -> None:
+    """Deletes all keys of a prefix."""
+    await client.call_all([("DEL", key) for key in await keys_of(client, f"{prefix}:*")])

@@ -14,9 +14,11 @@ from pice.errors import Full, TransportError
 from pice.jobs import redis as redis_module
 from pice.jobs.base import JobStore, Result
 from pice.jobs.memory import MemoryJobs
-from pice.redis_client import RedisClient, Word
+from pice.redis_client import RedisClient
+from pice.redis_lines import Word
 from pice.simulation.clock import run_virtual
 from tests.brokers import redis_url
+from tests.contract.own_cluster import redis_cluster_url
 from tests.contract.own_redis import OwnRedis
 from tests.contract.redis_jobs import jobs_of, redis_jobs
 from tests.contract.redis_stores import keys_of
@@ -26,13 +28,14 @@ JOB = Job("job_1", "nightly", "ab" * 32, 3)
 Make = Callable[[float], JobStore]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "redis-cluster"])
 async def make(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
     """Makes a store that keeps jobs for so many seconds."""
     if request.param == "memory":
         yield lambda keep_s: MemoryJobs(keep_s=keep_s)
         return
-    async with redis_jobs(redis_url()) as (client, prefix):
+    url = redis_cluster_url() if request.param == "redis-cluster" else redis_url()
+    async with redis_jobs(url) as (client, prefix):
         yield lambda keep_s: jobs_of(client, prefix, keep_s)
 
 

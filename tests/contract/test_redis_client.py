@@ -10,6 +10,7 @@ import pytest
 
 from pice.errors import ConfigError, DecodeError, TransportError
 from pice.redis_client import Script, connect_redis
+from pice.redis_servers import Address
 from tests.brokers import redis_url
 from tests.contract.own_redis import OwnRedis, make_certificates, saying
 
@@ -51,7 +52,7 @@ async def test_user_of_the_url_logs_in_with_the_password_beside_it(own_redis: Ow
     assert await client.call("GET", "a") is None
     with pytest.raises(ConfigError, match="refuses us"):
         await client.call("GET", "b")
-    assert "p@ss" not in f"{client!r} {client._redis!r}"
+    assert "p@ss" not in f"{client!r} {client._servers!r}"
     await client.close()
     await admin.close()
 
@@ -116,9 +117,9 @@ async def test_redis_that_evicts_is_refused_at_start(own_redis: OwnRedis) -> Non
     [
         ("redis_version:6.2.14\r\nmaxmemory:0\r\n", "expected Redis 7.0 or newer, got 6.2.14: upgrade"),
         ("# Server\r\n", "expected Redis 7.0 or newer, got of no version"),
-        ("redis_version:7.4.0\r\nredis_mode:cluster\r\n", "got a node of a Redis Cluster"),
+        ("redis_version:7.4.0\r\nredis_mode:sentinel\r\n", "expected a Redis, got a Sentinel: give an address"),
     ],
-    ids=["old", "not Redis", "cluster"],
+    ids=["old", "not Redis", "sentinel"],
 )
 async def test_server_that_will_not_do_is_refused_at_start(info: str, message: str) -> None:
     async with saying(info) as url:
@@ -274,23 +275,23 @@ async def test_more_calls_than_connections_wait_for_one() -> None:
 async def test_refusal_of_a_redis_that_cannot_serve_now_may_be_tried_again(before: str) -> None:
     from redis.exceptions import ResponseError
 
-    from pice.redis_client import _mapped
+    from pice.redis_errors import mapped
 
-    with pytest.raises(TransportError, match="cannot serve now"), _mapped("Redis"):
+    with pytest.raises(TransportError, match="cannot serve now"), mapped("Redis"):
         raise ResponseError(f"{before}MISCONF cannot write to disk")
-    with pytest.raises(ResponseError, match="syntax"), _mapped("Redis"):
+    with pytest.raises(ResponseError, match="syntax"), mapped("Redis"):
         raise ResponseError(f"{before}ERR syntax error, not BUSY")
 
 
 async def test_what_tasks_say_at_the_same_time_is_sent_together(monkeypatch: pytest.MonkeyPatch) -> None:
     client = await connect_redis(redis_url())
-    sent, exchange = list[int](), client._exchange
+    sent, replies = list[int](), client._servers.replies
 
-    async def counted(together: Sequence[Any]) -> None:
+    async def counted(server: Address, together: Sequence[Any]) -> list[Any]:
         sent.append(len(together))
-        await exchange(together)
+        return await replies(server, together)
 
-    monkeypatch.setattr(client, "_exchange", counted)
+    monkeypatch.setattr(client._servers, "replies", counted)
     try:
         assert await asyncio.gather(*[client.call("ECHO", number) for number in range(300)]) == [
             str(number).encode() for number in range(300)
@@ -338,11 +339,11 @@ async def test_what_was_said_before_the_close_is_done() -> None:
 
 
 async def test_connection_that_breaks_as_something_is_sent_is_an_outage() -> None:
-    from pice.redis_client import _mapped
+    from pice.redis_errors import mapped
 
-    with pytest.raises(TransportError, match="does not answer"), _mapped("Redis"):
+    with pytest.raises(TransportError, match="does not answer"), mapped("Redis"):
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
-    with pytest.raises(RuntimeError, match="a fault of ours"), _mapped("Redis"):
+    with pytest.raises(RuntimeError, match="a fault of ours"), mapped("Redis"):
         raise RuntimeError("a fault of ours")
 
 

@@ -1,7 +1,7 @@
 """What only the store in Redis has: several processes, a memory that ends, a server that goes away."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from redis.asyncio import Connection
 
 from pice.core import (
     Answer,
@@ -31,6 +32,7 @@ from pice.core import (
 from pice.errors import DecodeError, Full, TransportError
 from pice.message.codec import encode
 from pice.redis_client import RedisClient, Script
+from pice.redis_servers import OneServer
 from pice.store import redis_scripts as scripts
 from pice.store.base import Chosen, Counted, Store, Unwanted
 from pice.store.memory import MemoryStore
@@ -357,6 +359,24 @@ async def test_waiting_for_what_is_due_asks_redis_seldom(
     async with asyncio.timeout(5):
         assert await store.take_due() == ["r1"]
     assert len(asked) <= 8
+
+
+async def test_waiting_for_what_is_due_keeps_no_reply_from_others(
+    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, said = stores[0], list[Any]()
+    say = store._client._say
+
+    def noted(words: Sequence[Any]) -> Any:
+        said.append(words[0])
+        return say(words)
+
+    monkeypatch.setattr(store._client, "_say", noted)
+    await store.open(Request("r1", MESSAGES, timeout_s=0.8))
+    async with asyncio.timeout(5):
+        assert await store.take_due() == ["r1"]
+    assert "ZRANGE" in said
+    assert "BLPOP" not in said
 
 
 async def test_request_taken_by_a_collector_that_died_is_due_again() -> None:
@@ -706,7 +726,7 @@ class Shifted(RedisClient):
 
 
 async def test_clock_follows_redis_and_does_not_go_back_by_a_little(caplog: pytest.LogCaptureFixture) -> None:
-    client = Shifted("redis://127.0.0.1:1/0")
+    client = Shifted(OneServer(Connection, {"host": "127.0.0.1", "port": 1}, 1))
     clock = RedisClock(client)
     await clock.refresh()
     first, offset_s = clock.now(), clock._offset_s
@@ -726,7 +746,7 @@ async def test_clock_follows_redis_and_does_not_go_back_by_a_little(caplog: pyte
 async def test_clock_that_was_set_is_followed_and_told_once(
     ahead_s: float, by: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = Shifted("redis://127.0.0.1:1/0")
+    client = Shifted(OneServer(Connection, {"host": "127.0.0.1", "port": 1}, 1))
     clock = RedisClock(client)
     await clock.refresh()
     first_s = clock.now()

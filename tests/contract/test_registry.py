@@ -11,6 +11,7 @@ from pice.registry.base import RegisteredSite, Registry
 from pice.registry.memory import MemoryRegistry
 from pice.registry.redis import RedisRegistry
 from tests.brokers import redis_url
+from tests.contract.own_cluster import redis_cluster_url
 from tests.contract.redis_stores import connected, redis_prefix
 
 LONG_S = 60.0
@@ -32,13 +33,14 @@ class Case:
                 pass
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "redis-cluster"])
 async def case(request: pytest.FixtureRequest) -> AsyncIterator[Case]:
     if request.param == "memory":
         memory = Case(MemoryRegistry(lambda: memory.now_s))
         yield memory
         return
-    async with redis_prefix(redis_url()) as prefix, connected(redis_url()) as client:
+    url = redis_cluster_url() if request.param == "redis-cluster" else redis_url()
+    async with redis_prefix(url) as prefix, connected(url) as client:
         yield Case(RedisRegistry(client, prefix))
 
 

@@ -28,20 +28,22 @@ from pice.errors import Full
 from pice.store.base import Chosen, Counted, Store, Unwanted, chosen_event
 from pice.store.memory import MemoryNotices, MemoryStore
 from tests.brokers import redis_url
+from tests.contract.own_cluster import redis_cluster_url
 from tests.contract.redis_stores import redis_stores
 
 MESSAGES = (Message("user", "Why?"),)
 REQUEST = Request("r1", MESSAGES, timeout_s=30)
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "redis-cluster"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     if request.param == "memory":
         memory = MemoryStore(max_open=2, due_lease_s=0.05)
         yield memory
         await memory.close()
         return
-    async with redis_stores(redis_url(), max_open=2, due_lease_s=0.05) as make:
+    url = redis_cluster_url() if request.param == "redis-cluster" else redis_url()
+    async with redis_stores(url, max_open=2, due_lease_s=0.05) as make:
         yield await make()
 
 

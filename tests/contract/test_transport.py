@@ -8,13 +8,15 @@ import pytest
 from pice.errors import Full, MessageTooLarge, TransportError
 from pice.transport.base import Delivery, Subscription, Transport
 from pice.transport.memory import MemoryTransport
+from tests.brokers import redis_url
 from tests.contract.kafka_transport import TOPIC, kafka_transport
+from tests.contract.own_cluster import redis_cluster_url
 from tests.contract.redis_transports import redis_transport
 
 OWNS = "a group hands out partitions, not messages, and a member keeps its partitions while it waits for nothing"
 
 
-@pytest.fixture(params=["memory", "kafka", "redis"])
+@pytest.fixture(params=["memory", "kafka", "redis", "redis-cluster"])
 async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
     if request.param == "kafka":
         async with kafka_transport(max_bytes=1000) as transport:
@@ -22,8 +24,9 @@ async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
                 pytest.skip(f"not on Kafka: {why.args[0]}")
             yield transport
         return
-    if request.param == "redis":
-        async with redis_transport(max_messages=100, max_bytes=1000) as transport:
+    if request.param.startswith("redis"):
+        url = redis_cluster_url() if request.param == "redis-cluster" else redis_url()
+        async with redis_transport(url, max_messages=100, max_bytes=1000) as transport:
             yield transport
         return
     memory = MemoryTransport(max_messages=100, max_bytes=1000)
