@@ -110,10 +110,10 @@ def asks(settings: Settings, traffic: Traffic, seed: int) -> list[Ask]:
 def _model(name: str, settings: Settings) -> Model:
     engine = settings.engines[name]
     if engine.curve is None:
-        how = (
-            "pice models bench FILE --toml prints it" if isinstance(engine, LlamaCppSettings) else "it must be measured"
+        raise ConfigError(
+            f"engines.{name}.curve: expected how long its steps take, got none: `pice profile --engine {name}` "
+            "measures it"
         )
-        raise ConfigError(f"engines.{name}.curve: expected how long its steps take, got none: {how}")
     if isinstance(engine, LlamaCppSettings):
         return Model(engine.path.stem, engine.curve.curve(), engine.num_at_once, engine.n_ctx)
     return Model(engine.model, engine.curve.curve(), engine.num_at_once, engine.context_tokens)

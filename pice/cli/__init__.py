@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pice import __version__
-from pice.cli import ask, batch, config, dead, demo, doctor, models, plan, services, simulate, sites, topics
+from pice.cli import ask, batch, config, dead, demo, doctor, models, plan, profile, services, simulate, sites, topics
 from pice.cli.session import report
 from pice.cli.streams import mend_streams
 from pice.errors import PiceError
@@ -37,6 +37,7 @@ app.add_typer(config.commands, name="config")
 app.add_typer(dead.commands, name="dead")
 app.add_typer(demo.commands, name="demo")
 app.add_typer(models.commands, name="models")
+app.add_typer(profile.commands, name="profile")
 app.add_typer(sites.commands, name="sites")
 app.add_typer(topics.commands, name="topics")
 

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pice.app.sites import SiteLine, Sites, key_of_site, open_sites
-from pice.cli.options import ConfigOption, SetOption
+from pice.cli.options import ConfigOption, SetOption, refuse_misplaced
 from pice.cli.session import INTERRUPTED, OK
 from pice.cli.show import printable
 from pice.config import load_settings
@@ -41,7 +41,7 @@ def listed(
     that run or wait there, backlog is the tokens they have still to write.
     """
     if context.invoked_subcommand is not None:
-        _refuse_misplaced(context)
+        refuse_misplaced(context)
         return
     if watch and as_json:
         raise InputError("--watch draws on a terminal, and --json prints once: give one of them")
@@ -96,16 +96,6 @@ def remove(name: NameArgument, config: ConfigOption = None, override: SetOption 
 def key(name: NameArgument, config: ConfigOption = None, override: SetOption = None) -> None:
     """Print the key with which a site signs what it writes, for its `key_file`. It follows from `security.secret`."""
     typer.echo(key_of_site(load_settings(config, override or ()), name))
-
-
-def _refuse_misplaced(context: typer.Context) -> None:
-    """Raises InputError for an option before the name of a command, which would be for the list alone."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise InputError(
-                f"options stand after the command: pice sites {context.invoked_subcommand} ... --config FILE"
-            )
 
 
 def table(lines: Sequence[SiteLine]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 from statistics import median
 
 from pice.core import Curve
@@ -62,7 +63,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Medians at one batch size. Rates are tokens per second; a shared prompt counts once."""
+    """Medians at one batch size. Rates are tokens per second, infinite where nothing took time; a shared prompt counts
+    once."""
 
     num_prompt_tokens: int
     num_tokens: int
@@ -98,7 +100,7 @@ class Timing:
                 batch=size,
                 num_cells=num_cells,
                 prefill_s=prefill_s,
-                prefill_per_s=(num_cells - num_drawn) / prefill_s,
+                prefill_per_s=(num_cells - num_drawn) / prefill_s if prefill_s else inf,
                 decode_s=decode_s,
                 decode_per_s=num_drawn / decode_s,
                 total_s=prefill_s + decode_s,

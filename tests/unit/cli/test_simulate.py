@@ -148,4 +148,4 @@ def test_engine_without_a_curve_is_named(pice: Run, trace: Path, tmp_path: Path)
     ran = pice("simulate", str(trace), "-c", str(config))
     assert ran.code == 2
     assert "engines.big.curve" in ran.err
-    assert "pice models bench" in ran.err
+    assert "pice profile --engine big" in ran.err
