@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import ssl
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,19 @@ class RedisClient:
             return await self.call("EVAL", script.source, len(keys), *keys, *words)
 
     async def run_all(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Word]]]) -> list[Any]:
-        """What the script returns for each of these keys and words, sent together."""
+        """What the script returns for each of these keys and words, sent together; raises what the first refused one
+        does, when all are done."""
+        return _checked(await self.run_each(script, calls))
+
+    async def run_each(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Word]]]) -> list[Any]:
+        """What the script returns for each of these keys and words, or what it raised, sent together."""
         counted = [(len(keys), *keys, *words) for keys, words in calls]
         replies = await self._replies([("EVALSHA", script.sha, *it) for it in counted])
         unknown = [at for at, reply in enumerate(replies) if isinstance(reply, UnknownScript)]
         again = await self._replies([("EVAL", script.source, *counted[at]) for at in unknown])
         for at, reply in zip(unknown, again, strict=True):
             replies[at] = reply
-        return _checked(replies)
+        return replies
 
     async def call_all(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
         """The replies to commands that are said together; raises what the first refused one does, when all are done."""
@@ -75,10 +80,15 @@ class RedisClient:
     def _say(self, words: Sequence[Word]) -> "asyncio.Future[Any]":
         if self._is_closed:
             raise TransportError(f"the connection to {self._servers.name} is closed")
-        server = self._servers.server(words)
+        said = _Said(words, asyncio.get_running_loop().create_future())
+        self._put(said)
+        return said.reply
+
+    def _put(self, said: "_Said") -> None:
+        server = self._servers.server(said.words)
         if server not in self._outlets:
-            self._outlets[server] = _Outlet(self._servers, server)
-        return self._outlets[server].say(words)
+            self._outlets[server] = _Outlet(self._servers, server, self._put)
+        self._outlets[server].put(said)
 
     def line(self) -> RedisLine:
         """Connections of its own, for commands that block; whoever asked for it closes it. Outlives this client."""
@@ -87,40 +97,52 @@ class RedisClient:
     async def close(self) -> None:
         """What was said before is done first."""
         self._is_closed = True
-        for outlet in self._outlets.values():
-            await outlet.drain()
+        while not all(outlet.is_empty for outlet in self._outlets.values()):
+            await asyncio.gather(*(outlet.drain() for outlet in list(self._outlets.values())))
         await self._servers.close()
 
 
 class _Outlet:
     """What is said to one server; another that does not answer keeps none of it."""
 
-    def __init__(self, servers: Servers, server: Address) -> None:
+    def __init__(self, servers: Servers, server: Address, elsewhere: "Callable[[_Said], None]") -> None:
+        """`elsewhere` takes what has another server by the time it would be sent."""
         self._servers = servers
         self._server = server
+        self._elsewhere = elsewhere
         self._waiting = deque[_Said]()
         self._exchanges = set[asyncio.Task[None]]()
         self._is_called = False
 
-    def say(self, words: Sequence[Word]) -> "asyncio.Future[Any]":
-        loop = asyncio.get_running_loop()
-        said = _Said(words, loop.create_future())
+    @property
+    def is_empty(self) -> bool:
+        return not (self._waiting or self._exchanges)
+
+    def put(self, said: "_Said") -> None:
         self._waiting.append(said)
         if not self._is_called:
             self._is_called = True
-            loop.call_soon(self._send)
-        return said.reply
+            asyncio.get_running_loop().call_soon(self._send)
 
     async def drain(self) -> None:
-        while self._exchanges or self._waiting:
+        while not self.is_empty:
             self._send()
-            await asyncio.gather(*self._exchanges)
+            if self._exchanges:
+                await asyncio.wait(self._exchanges)
 
     def _send(self) -> None:
         """Begins an exchange with what has gathered, if one may begin."""
         self._is_called = False
-        if self._waiting and len(self._exchanges) < _NUM_EXCHANGES:
-            together = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_TOGETHER))]
+        if len(self._exchanges) >= _NUM_EXCHANGES:
+            return
+        together = list[_Said]()
+        while self._waiting and len(together) < _MOST_TOGETHER:
+            said = self._waiting.popleft()
+            if self._servers.server(said.words) == self._server:
+                together.append(said)
+            else:
+                self._elsewhere(said)
+        if together:
             exchange = asyncio.get_running_loop().create_task(self._exchange(together))
             self._exchanges.add(exchange)
             exchange.add_done_callback(self._next)
@@ -130,12 +152,14 @@ class _Outlet:
         self._send()
 
     async def _exchange(self, together: "Sequence[_Said]") -> None:
+        replies: Sequence[Any] = [TransportError(f"the connection to {self._servers.name} is closed")] * len(together)
         try:
             replies = await self._servers.replies(self._server, [said.words for said in together])
         except Exception as error:  # noqa: BLE001 - whoever said something is told, whatever it is
             replies = [error] * len(together)
-        for said, reply in zip(together, replies, strict=True):
-            self._hand_out(said.reply, reply)
+        finally:
+            for said, reply in zip(together, replies, strict=True):
+                self._hand_out(said.reply, reply)
 
     def _hand_out(self, future: "asyncio.Future[Any]", reply: Any) -> None:
         if future.done():

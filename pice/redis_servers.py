@@ -13,11 +13,13 @@ from pice.errors import TransportError
 from pice.redis_library import BlockingConnectionPool, ConnectionPool, Redis, key_slot, refusals
 from pice.redis_lines import ClusterLine, RedisLine, Word
 
-_UNREACHED = (refusals.ConnectionError, refusals.TimeoutError, refusals.ClusterDownError, OSError)
-"""What tells that slots may have other nodes by now."""
+_UNREACHED = (refusals.ConnectionError, refusals.TimeoutError, refusals.ClusterDownError, OSError, RuntimeError)
+"""What tells that slots may have other nodes by now; RuntimeError is uvloop's word for a connection that broke."""
 _MOST_HOPS = 5
 _LEARN_PAUSE_S = 0.25
 _KEYLESS = ("INFO", "TIME", "PING", "ECHO")
+_NO_HOST = (None, b"", b"?")
+"""What a node says that does not know its own host, or was told no name to announce."""
 _AFTER_COUNT = ("EVAL", "EVALSHA")
 
 Address = tuple[str, int]
@@ -122,7 +124,7 @@ class ClusterServers(Servers):
         for node in list(self._nodes.values()):
             try:
                 (reply,) = await node.exchange([("CLUSTER", "SLOTS")])
-            except (refusals.RedisError, OSError) as raised:
+            except (refusals.RedisError, OSError, RuntimeError) as raised:
                 error = raised
                 continue
             if isinstance(reply, Exception):
@@ -147,7 +149,7 @@ class ClusterServers(Servers):
 
     async def replies(self, server: Address, commands: Sequence[Sequence[Word]]) -> list[Any]:
         replies = await self._exchange(server, commands)
-        return [await self._followed(words, reply) for words, reply in zip(commands, replies, strict=True)]
+        return await asyncio.gather(*map(self._followed, commands, replies))
 
     async def _followed(self, words: Sequence[Word], reply: Any) -> Any:
         """The reply of the node to which the others refer; they have not done it."""
@@ -168,6 +170,8 @@ class ClusterServers(Servers):
             replies = [error] * len(commands)
         if any(isinstance(reply, _UNREACHED) for reply in replies):
             self._learn_soon(address)
+            if self._learning:  # what waits for that node may have another by then
+                await asyncio.wait({self._learning}, timeout=_LEARN_PAUSE_S)
         return replies
 
     def _moved(self, moved: refusals.AskError) -> Address:
@@ -177,12 +181,11 @@ class ClusterServers(Servers):
 
     def _named(self, reply: refusals.AskError) -> Address:
         """The node that a reply names; without a host it is on that of the one that said so."""
-        return reply.host or self._owner_of(reply.slot_id)[0], reply.port
+        host = self._owner_of(reply.slot_id)[0] if reply.host.encode() in _NO_HOST else reply.host
+        return host, reply.port
 
     def _owner(self, key: Word | None) -> Address:
-        if key is None:
-            return next(iter(self._owners.values()), (self._first.host, self._first.port))
-        return self._owner_of(slot_of(key))
+        return next(iter(self._nodes)) if key is None else self._owner_of(slot_of(key))
 
     def _owner_of(self, slot: int) -> Address:
         return self._owners.get(slot, (self._first.host, self._first.port))
@@ -194,15 +197,17 @@ class ClusterServers(Servers):
 
     def _learn_soon(self, failed: Address) -> None:
         """Asks who has which slot, the one that failed last, until somebody tells; one question at a time."""
+        if self._is_closed:
+            return
         if failed in self._nodes:
             self._nodes[failed] = self._nodes.pop(failed)
-        if self._learning is None and not self._is_closed:
+        if self._learning is None:
             self._learning = asyncio.get_running_loop().create_task(self._learn())
 
     async def _learn(self) -> None:
         try:
             await self.learn()
-        except (refusals.RedisError, OSError):
+        except (refusals.RedisError, OSError, RuntimeError):
             await asyncio.sleep(_LEARN_PAUSE_S)
         finally:
             self._learning = None
@@ -239,8 +244,7 @@ class ClusterServers(Servers):
         if learning := self._learning:
             learning.cancel()
             await asyncio.wait({learning})
-        for node in self._nodes.values():
-            await node.close()
+        await asyncio.gather(*(node.close() for node in list(self._nodes.values())), return_exceptions=True)
 
 
 def slot_of(key: Word) -> int:
@@ -259,5 +263,5 @@ def _key(words: Sequence[Word]) -> Word | None:
 def _owners(slots: Sequence[Any], asked: OneServer) -> Iterator[tuple[int, Address]]:
     """Of a reply to CLUSTER SLOTS; a node that does not know its own host is where it was asked."""
     for first, last, (host, port, *_), *_ in slots:
-        address = (host.decode() if host else asked.host), int(port)
+        address = (asked.host if host in _NO_HOST else host.decode()), int(port)
         yield from ((slot, address) for slot in range(first, last + 1))

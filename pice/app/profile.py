@@ -1,6 +1,7 @@
 """An engine of the settings, timed through its port: a model file, a server and an emulated model all in one way."""
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -92,11 +93,20 @@ class _Timed:
         self._num_words: Mapping[int, int] = {}
 
     async def measure(self, workload: Workload) -> None:
-        """Finds how many words make a prompt of half the tokens and of all."""
+        """Finds how many words make a prompt of half the tokens and of all.
+
+        Raises:
+            InputError: half of them is less than a prompt has without any.
+        """
         whole = workload.num_prompt_tokens
         least = await self._count(0)
-        each = (await self._count(_NUM_TRIAL_WORDS) - least) / _NUM_TRIAL_WORDS
-        self._num_words = {tokens: max(1, round((tokens - least) / each)) for tokens in (whole // 2, whole)}
+        each = max(1.0, (await self._count(_NUM_TRIAL_WORDS) - least) / _NUM_TRIAL_WORDS)
+        if whole // 2 < least + each:
+            raise InputError(
+                f"prompt_tokens must be >= {2 * math.ceil(least + each)} for engines.{self._name}, whose prompts have "
+                f"{least} of task and template, got {whole}"
+            )
+        self._num_words = {tokens: round((tokens - least) / each) for tokens in (whole // 2, whole)}
 
     async def run(self, workload: Workload, size: int) -> Run:
         """One run, with prompts that were never seen."""

@@ -60,21 +60,22 @@ def measured(
     if as_json and as_toml:
         raise InputError("expected --json or --toml, got both")
     settings = load_settings(config, override or ())
-    found = []
-    for name in engine or settings.engines:
-        workload = Workload(prompt_tokens, tokens, _sizes(settings, name, batch), repeat)
-        try:
+    found = list[Profile]()
+    try:
+        for name in engine or settings.engines:
+            workload = Workload(prompt_tokens, tokens, _sizes(settings, name, batch), repeat)
             found.append(run_once(partial(profile, settings, name, workload, seed, partial(_tell, name, workload))))
-        except KeyboardInterrupt:
-            note("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
-        _warn(found[-1])
-    if as_json:
-        typer.echo(orjson.dumps([_document(each) for each in found], option=orjson.OPT_INDENT_2))
-    elif as_toml:
-        typer.echo("\n\n".join(_snippet(each) for each in found))
-    else:
-        typer.echo("\n\n".join("\n".join(_lines(each)) for each in found))
+            _warn(found[-1])
+    except KeyboardInterrupt:
+        note("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:  # what was measured by then is not lost
+        if as_json:
+            typer.echo(orjson.dumps([_document(each) for each in found], option=orjson.OPT_INDENT_2))
+        elif as_toml:
+            typer.echo("\n\n".join(_snippet(each) for each in found))
+        elif found:
+            typer.echo("\n\n".join("\n".join(_lines(each)) for each in found))
 
 
 @commands.command()

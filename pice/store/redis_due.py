@@ -1,5 +1,9 @@
 """Requests that a collector shall look at, from the sorted sets of all shards."""
 
+import asyncio
+from typing import Any
+
+from pice.errors import TransportError
 from pice.redis_client import RedisClient
 from pice.redis_lines import RedisLine
 from pice.store.redis_clock import RedisClock
@@ -18,6 +22,7 @@ class RedisDue:
         self._keys = keys
         self._clock = clock
         self._lease_s = lease_s
+        self._asked: dict[Shard, asyncio.Future[Any]] = {}
         self._idle: list[RedisLine] = []
         self._is_closed = False
 
@@ -34,10 +39,19 @@ class RedisDue:
             await self._wait(heads[0][0] if heads else None)
 
     async def _heads(self) -> list[tuple[float, Shard]]:
-        """When something is due next, and in which shard; soonest first, shards without any left out."""
-        shards = self._keys.shards
-        replies = await self._client.call_all([("ZRANGE", shard.due, 0, 0, "WITHSCORES") for shard in shards])
-        heads = [(float(reply[1]), shard) for reply, shard in zip(replies, shards, strict=True) if reply]
+        """When something is due next, and in which shard; soonest first, shards without any left out. One whose server
+        does not answer keeps nothing of the others': it is asked on. Raises where none answers."""
+        for shard in self._keys.shards:
+            if shard not in self._asked:
+                asking = self._client.call("ZRANGE", shard.due, 0, 0, "WITHSCORES")
+                self._asked[shard] = asyncio.ensure_future(asking)
+        await asyncio.wait(self._asked.values(), timeout=_LONGEST_WAIT_S)
+        ended = {shard: self._asked.pop(shard) for shard, asked in list(self._asked.items()) if asked.done()}
+        errors = [error for asked in ended.values() if (error := asked.exception())]
+        if errors and (len(errors) == len(ended) or not all(isinstance(error, TransportError) for error in errors)):
+            raise errors[0]
+        replies = {shard: asked.result() for shard, asked in ended.items() if not asked.exception()}
+        heads = [(float(reply[1]), shard) for shard, reply in replies.items() if reply]
         return sorted(heads, key=lambda head: head[0])
 
     async def _take(self, shard: Shard, limit: int) -> list[str]:
@@ -60,5 +74,9 @@ class RedisDue:
     async def close(self) -> None:
         """Gives the lines back that are not waited on, and from now on the others too."""
         self._is_closed = True
+        for asked in self._asked.values():
+            asked.cancel()
+        await asyncio.gather(*self._asked.values(), return_exceptions=True)
+        self._asked.clear()
         while self._idle:
             await self._idle.pop().close()

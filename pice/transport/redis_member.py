@@ -64,19 +64,28 @@ class Member:
         ]
         await self._redis.run_all(BEAT, calls)
 
-    async def take(self, shards: Sequence[int], count: int) -> dict[int, Taken]:
-        """At most `count` deliveries of each shard: first those handed back, then new ones in order.
+    async def take(self, shards: Sequence[int], count: int) -> dict[int, Taken | TransportError]:
+        """At most `count` deliveries of each shard: first those handed back, then new ones in order; or why a shard's
+        server did not say.
 
         Raises:
-            TransportError: also when the group is gone; `GroupGone` then.
+            TransportError: none did, or the group is gone; `GroupGone` then.
         """
-        replies = await self._all(TAKE, shards, ("stream", "released", "asleep"), count)
+        calls = [self._call(shard, ("stream", "released", "asleep"), count) for shard in shards]
+        replies = await self._redis.run_each(TAKE, calls)
         if None in replies:
             raise GroupGone(
                 f"group {self._group} of topic {self._keys.topic} is gone from Redis: it was deleted, or Redis lost "
                 "its data; subscribe again to make it anew"
             )
-        return {shard: self._taken(shard, reply) for shard, reply in zip(shards, replies, strict=True)}
+        errors = [reply for reply in replies if isinstance(reply, Exception)]
+        for error in errors:
+            if len(errors) == len(replies) or not isinstance(error, TransportError):
+                raise error
+        return {
+            shard: reply if isinstance(reply, TransportError) else self._taken(shard, reply)
+            for shard, reply in zip(shards, replies, strict=True)
+        }
 
     async def ack(self, delivery: Delivery) -> None:
         keys = self._named(delivery.partition, ("stream",))
@@ -110,8 +119,16 @@ class Member:
     async def _all(
         self, script: Script, shards: Sequence[int], kinds: Sequence[str], *words: Word, with_name: bool = True
     ) -> list[Any]:
+        return await self._redis.run_all(
+            script, [self._call(shard, kinds, *words, with_name=with_name) for shard in shards]
+        )
+
+    def _call(
+        self, shard: int, kinds: Sequence[str], *words: Word, with_name: bool = True
+    ) -> tuple[Sequence[str], Sequence[Word]]:
+        """The keys and words of a script."""
         names = (self._group, self._consumer) if with_name else (self._group,)
-        return await self._redis.run_all(script, [(self._named(shard, kinds), (*names, *words)) for shard in shards])
+        return self._named(shard, kinds), (*names, *words)
 
     def _named(self, shard: int, kinds: Sequence[str]) -> list[str]:
         return [self._name(shard, kind) for kind in kinds]

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from pice.errors import TransportError
@@ -41,6 +42,9 @@ class RedisSubscription:
         self._unread: deque[Delivery] = deque()
         self._outstanding: dict[tuple[int, int], Delivery] = {}
         self._unsure: set[int] = set()
+        self._being_taken: set[int] = set()
+        self._making_sure = asyncio.Lock()
+        self._mending: asyncio.Task[None] | None = None
         self._look_at_s = dict.fromkeys(member.shards, 0.0)
         self._batch = 1
         self._num_waiting = 0
@@ -83,7 +87,7 @@ class RedisSubscription:
         self._changed.set()
         self._arrived.set()
         self._forget(self)
-        await asyncio.wait([self._taking, self._beating])
+        await asyncio.wait([self._taking, self._beating, *([self._mending] if self._mending else [])])
         try:
             await self._hand_back_unread()
             await self._member.leave()
@@ -133,8 +137,10 @@ class RedisSubscription:
             self._drop_unread()
         self._has_left = False
         ready = self._ready()
-        if self._unsure:
+        if len(self._unsure) == len(self._member.shards):
             await self._make_sure()
+        elif self._unsure and (self._mending is None or self._mending.done()):
+            self._mending = self._start(self._mend())
         elif self._wants_more() and ready:
             await self._fill(ready)
         else:
@@ -146,13 +152,15 @@ class RedisSubscription:
     def _ready(self) -> list[int]:
         """The shards worth a look, the one that has waited longest first."""
         now = asyncio.get_running_loop().time()
-        return sorted((it for it, at_s in self._look_at_s.items() if at_s <= now), key=self._look_at_s.__getitem__)
+        ready = [shard for shard, at_s in self._look_at_s.items() if at_s <= now and shard not in self._unsure]
+        return sorted(ready, key=self._look_at_s.__getitem__)
 
     async def _rest(self) -> None:
         delay_s = None
         if self._wants_more():
             self._batch = 1
-            delay_s = max(0.0, min(self._look_at_s.values()) - asyncio.get_running_loop().time())
+            sure = [at_s for shard, at_s in self._look_at_s.items() if shard not in self._unsure]
+            delay_s = max(0.0, min(sure, default=0.0) - asyncio.get_running_loop().time())
         await _wait(self._changed, delay_s)
 
     async def _fill(self, ready: list[int]) -> None:
@@ -160,12 +168,23 @@ class RedisSubscription:
         shards = ready[:count]
         self._look_at_s |= dict.fromkeys(shards, asyncio.get_running_loop().time() + _LOOK_EVERY_S)
         self._unsure.update(shards)
+        self._being_taken = set(shards)
         share = count // len(shards)
-        for shard, taken in (await self._member.take(shards, share)).items():
+        try:
+            found = await self._member.take(shards, share)
+        except TransportError:
+            self._batch = self._prefetch  # all others at once: they may be of another server
+            raise
+        finally:
+            self._being_taken = set()
+        for shard, taken in found.items():
+            if isinstance(taken, TransportError):
+                continue
             self._unsure.discard(shard)
             self._keep(taken.deliveries)
             self._look_again(shard, 0.0 if len(taken.deliveries) == share else taken.next_due_s)
-        self._batch = min(2 * self._batch, self._prefetch)
+        is_partly_away = any(isinstance(taken, TransportError) for taken in found.values())
+        self._batch = self._prefetch if is_partly_away else min(2 * self._batch, self._prefetch)
 
     def _keep(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -187,11 +206,32 @@ class RedisSubscription:
         self._unread.clear()
 
     async def _make_sure(self) -> None:
-        """Redis keeps for this member what it knows of, and nothing that got lost on the way here."""
-        for shard in list(self._unsure):
-            await self._member.keep(shard, [position for where, position in self._outstanding if where == shard])
-            self._unsure.discard(shard)
-            self._look_again(shard, 0.0)
+        """Redis keeps for this member what it knows of, and nothing that got lost on the way here. Shards whose server
+        does not say so stay unsure; raises where none does."""
+        async with self._making_sure:
+            shards = [shard for shard in self._unsure if shard not in self._being_taken]
+            kept = [self._positions(shard) for shard in shards]
+            told = await asyncio.gather(*map(self._member.keep, shards, kept), return_exceptions=True)
+            for shard, error in zip(shards, told, strict=True):
+                if error is None:
+                    self._unsure.discard(shard)
+                    self._look_again(shard, 0.0)
+        errors = [error for error in told if error is not None]
+        for error in errors:
+            if len(errors) == len(told) or not isinstance(error, TransportError):
+                raise error
+
+    def _positions(self, shard: int) -> list[int]:
+        return [position for where, position in self._outstanding if where == shard]
+
+    async def _mend(self) -> None:
+        """Until all shards are sure again; the others go on meanwhile."""
+        while self._unsure and not self._closing.is_set():
+            with suppress(TransportError):
+                await self._make_sure()
+            if self._unsure:
+                await _wait(self._closing, _LONGEST_PAUSE_S)
+        self._changed.set()
 
     async def _hand_back_unread(self) -> None:
         self._drop_unread()

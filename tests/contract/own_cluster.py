@@ -16,7 +16,11 @@ from tools.brokers.redis_server import SETTINGS, answers, as_words
 _NUM_PRIMARIES = 3
 _NUM_SLOTS = 16384
 _NODE_TIMEOUT_MS = 1000
-_SETTINGS = {"cluster-enabled": "yes", "cluster-node-timeout": str(_NODE_TIMEOUT_MS)}
+_SETTINGS = {
+    "cluster-enabled": "yes",
+    "cluster-node-timeout": str(_NODE_TIMEOUT_MS),
+    "cluster-require-full-coverage": "no",
+}
 _KEPT = {"appendonly": "yes", "appendfsync": "always"}
 
 
@@ -47,6 +51,10 @@ class OwnCluster:
         with Redis(port=self._ports[number], decode_responses=True) as node:
             node.response_callbacks.clear()
             return node.execute_command(*words)
+
+    def until_up(self) -> None:
+        """Returns when all nodes that have slots say that the Cluster is up."""
+        self._until(lambda: all("cluster_state:ok" in self.says(number, "CLUSTER", "INFO") for number in range(3)))
 
     def move(self, key: str, source: int, target: int) -> None:
         """Moves a key from one node to the other, as whoever moves its slot does."""

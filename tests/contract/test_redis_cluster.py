@@ -5,13 +5,16 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import TypeVar
+from zlib import crc32
 
 import pytest
 
 from pice.core import Failure, Message, Request
 from pice.errors import ConfigError, TransportError
 from pice.redis_client import RedisClient, Script, connect_redis
+from pice.redis_servers import slot_of
 from pice.store.base import Unwanted
+from pice.store.redis_keys import NUM_SHARDS
 from tests.brokers import redis_url
 from tests.contract.own_cluster import OwnCluster, redis_cluster_url
 from tests.contract.redis_stores import connected, redis_prefix, redis_stores
@@ -170,13 +173,14 @@ async def test_node_that_dies_is_replaced_and_who_was_there_before_goes_on(own_c
                     await taking
         finally:
             own_cluster.programs[0].restart()
+            own_cluster.until_up()
         assert all(record is not None and record.outcome is not None for record in records)
         await notices.close()
 
 
 async def test_transport_goes_on_after_a_node_was_started_again(own_cluster: OwnCluster) -> None:
     async with redis_transport(own_cluster.url, max_messages=100, max_bytes=1000) as transport:
-        subscription = await transport.subscribe("t", group="g")
+        subscription = await insist(partial(transport.subscribe, "t", group="g"))
         own_cluster.programs[1].kill()
         own_cluster.programs[1].restart()
         async with asyncio.timeout(RECOVERY_S):
@@ -184,6 +188,61 @@ async def test_transport_goes_on_after_a_node_was_started_again(own_cluster: Own
             delivery = await insist(subscription.receive)
             await insist(lambda: subscription.ack(delivery))
         assert delivery.payload == b"a"
+        own_cluster.until_up()
+
+
+@pytest.fixture
+def paused(own_cluster: OwnCluster) -> Iterator[tuple[set[int], set[int]]]:
+    """The shards of a node that keeps its connections and does not answer, and those of the others, which go on."""
+    name = own_cluster.says(1, "CLUSTER", "MYID")
+    ranges = [
+        (first, last) for first, last, primary, *_ in own_cluster.says(1, "CLUSTER", "SLOTS") if primary[2] == name
+    ]
+    slots = {number: slot_of(f"{{{number:02}}}") for number in range(NUM_SHARDS)}
+    of_paused = {number for number, slot in slots.items() if any(first <= slot <= last for first, last in ranges)}
+    own_cluster.programs[1].pause()
+    yield of_paused, set(range(NUM_SHARDS)) - of_paused
+    own_cluster.programs[1].resume()
+
+
+async def test_node_that_does_not_answer_keeps_nothing_from_those_who_take_from_others(
+    own_cluster: OwnCluster, request: pytest.FixtureRequest
+) -> None:
+    async with redis_transport(own_cluster.url, max_messages=100, max_bytes=1000) as transport:
+        subscription = await insist(partial(transport.subscribe, "t", group="g"))
+        of_paused, others = request.getfixturevalue("paused")
+        assert of_paused
+        assert others
+        taken = set[int]()
+        async with asyncio.timeout(RECOVERY_S):
+            for number in others:
+                await transport.publish("t", b"a", partition=number)
+            while taken != others:
+                delivery = await subscription.receive()
+                await subscription.ack(delivery)
+                taken.add(delivery.partition)
+        own_cluster.programs[1].resume()
+        own_cluster.until_up()
+
+
+async def test_node_that_does_not_answer_keeps_nothing_from_those_who_look_for_what_is_due(
+    own_cluster: OwnCluster, request: pytest.FixtureRequest
+) -> None:
+    async with redis_stores(own_cluster.url, due_lease_s=60) as make:
+        store = await make()
+        requests = [Request(f"due{number}", MESSAGES, timeout_s=600) for number in range(NUM_KEYS)]
+        for each in requests:
+            assert await insist(partial(store.open, each))
+        of_paused, _ = request.getfixturevalue("paused")
+        here = {it.request_id for it in requests if crc32(it.request_id.encode()) % NUM_SHARDS not in of_paused}
+        taken = set[str]()
+        async with asyncio.timeout(RECOVERY_S):
+            for name in here:
+                await store.set_due(name, store.now())
+            while taken != here:
+                taken.update(await store.take_due())
+        own_cluster.programs[1].resume()
+        own_cluster.until_up()
 
 
 async def insist(call: Callable[[], Awaitable[T]]) -> T:

@@ -54,8 +54,9 @@ def test_measured_curve_is_the_one_that_the_engine_has() -> None:
         ("huge", WORKLOAD, r"engines: expected one of cloud.*, got 'huge'"),
         ("workstation", WORKLOAD, r"engines\.workstation decodes 2 at once: .*got 8"),
         ("cloud", Workload(200, 9, (1,), 1), "written at once for"),
+        ("cloud", Workload(32, 64, (1,), 1), r"prompt_tokens must be >= \d+ for engines\.cloud.*got 32"),
     ],
-    ids=["no such engine", "more at once than it decodes", "too few tokens"],
+    ids=["no such engine", "more at once than it decodes", "too few tokens", "prompts that are too short"],
 )
 def test_what_cannot_be_timed_is_refused(name: str, workload: Workload, message: str) -> None:
     settings = load_settings(EMULATED, ["engines.cloud.style.answer_words=[3, 3]"])
@@ -78,6 +79,14 @@ def test_tables_of_a_configuration_are_printed_and_taken(pice: Pice, quick: Path
     )
     assert again.code == 0, again.err
     assert [line.split()[0] for line in again.out.splitlines()[2:]] == ["1", "2", "3"]
+
+
+def test_what_was_measured_before_a_fault_is_printed(pice: Pice, quick: Path) -> None:
+    with quick.open("a", encoding="utf-8") as file:
+        file.write('[engines.far]\nkind = "openai"\nbase_url = "http://127.0.0.1:1/v1"\nmodel = "m"\n')
+    ran = pice("profile", "-c", str(quick), "--tokens", "24", "--repeat", "1", "--batch", "1", "--json")
+    assert ran.code == 1
+    assert [each["engine"] for each in orjson.loads(ran.out)] == ["big"]
 
 
 def test_every_run_is_in_the_json(pice: Pice, quick: Path) -> None:
