@@ -48,6 +48,10 @@ class RedisClient:
         """As `RedisLine.call`, from any task; raises TransportError once closed."""
         return await self._say(words)
 
+    def begin(self, *words: Word) -> "asyncio.Future[Any]":
+        """As `call`, for a reply that may be waited for with others."""
+        return self._say(words)
+
     async def run(self, script: Script, keys: Sequence[str], words: Sequence[Word]) -> Any:
         """What the script returns; `call` says what is raised."""
         try:

@@ -43,8 +43,7 @@ class RedisDue:
         does not answer keeps nothing of the others': it is asked on. Raises where none answers."""
         for shard in self._keys.shards:
             if shard not in self._asked:
-                asking = self._client.call("ZRANGE", shard.due, 0, 0, "WITHSCORES")
-                self._asked[shard] = asyncio.ensure_future(asking)
+                self._asked[shard] = self._client.begin("ZRANGE", shard.due, 0, 0, "WITHSCORES")
         await asyncio.wait(self._asked.values(), timeout=_LONGEST_WAIT_S)
         ended = {shard: self._asked.pop(shard) for shard, asked in list(self._asked.items()) if asked.done()}
         errors = [error for asked in ended.values() if (error := asked.exception())]

@@ -205,21 +205,23 @@ class RedisSubscription:
             self._unsure.add(delivery.partition)
         self._unread.clear()
 
-    async def _make_sure(self) -> None:
-        """Redis keeps for this member what it knows of, and nothing that got lost on the way here. Shards whose server
-        does not say so stay unsure; raises where none does."""
+    async def _make_sure(self) -> bool:
+        """Redis keeps for this member what it knows of, and nothing that got lost on the way here. Whether every server
+        said so; shards of one that did not, or of which something was given back meanwhile, stay unsure. Raises where
+        none did."""
         async with self._making_sure:
             shards = [shard for shard in self._unsure if shard not in self._being_taken]
             kept = [self._positions(shard) for shard in shards]
             told = await asyncio.gather(*map(self._member.keep, shards, kept), return_exceptions=True)
-            for shard, error in zip(shards, told, strict=True):
-                if error is None:
+            for shard, positions, error in zip(shards, kept, told, strict=True):
+                if error is None and self._positions(shard) == positions:
                     self._unsure.discard(shard)
                     self._look_again(shard, 0.0)
         errors = [error for error in told if error is not None]
         for error in errors:
             if len(errors) == len(told) or not isinstance(error, TransportError):
                 raise error
+        return not errors
 
     def _positions(self, shard: int) -> list[int]:
         return [position for where, position in self._outstanding if where == shard]
@@ -227,9 +229,10 @@ class RedisSubscription:
     async def _mend(self) -> None:
         """Until all shards are sure again; the others go on meanwhile."""
         while self._unsure and not self._closing.is_set():
+            is_told = False
             with suppress(TransportError):
-                await self._make_sure()
-            if self._unsure:
+                is_told = await self._make_sure()
+            if not is_told:
                 await _wait(self._closing, _LONGEST_PAUSE_S)
         self._changed.set()
 

@@ -344,34 +344,32 @@ async def test_no_more_are_taken_than_asked_for_and_the_soonest_first() -> None:
     assert "r39" in taken[0]
 
 
-async def test_waiting_for_what_is_due_asks_redis_seldom(
-    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, asked = stores[0], list[Any]()
-    say = store._client._say
-
-    def counted(words: Sequence[Any]) -> Any:
-        asked.append(words[0])
-        return say(words)
-
-    monkeypatch.setattr(store._client, "_say", counted)
-    await store.open(Request("r1", MESSAGES, timeout_s=0.8))
-    async with asyncio.timeout(5):
-        assert await store.take_due() == ["r1"]
-    assert asked.count("ZRANGE") <= 8 * len(store._keys.shards)
-
-
-async def test_waiting_for_what_is_due_keeps_no_reply_from_others(
-    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, said = stores[0], list[Any]()
-    say = store._client._say
+def said_by(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The names of the commands that its client sends together with others, as they come."""
+    said, say = list[Any](), store._client._say
 
     def noted(words: Sequence[Any]) -> Any:
         said.append(words[0])
         return say(words)
 
     monkeypatch.setattr(store._client, "_say", noted)
+    return said
+
+
+async def test_waiting_for_what_is_due_asks_redis_seldom(
+    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, said = stores[0], said_by(stores[0], monkeypatch)
+    await store.open(Request("r1", MESSAGES, timeout_s=0.8))
+    async with asyncio.timeout(5):
+        assert await store.take_due() == ["r1"]
+    assert said.count("ZRANGE") <= 8 * len(store._keys.shards)
+
+
+async def test_waiting_for_what_is_due_keeps_no_reply_from_others(
+    stores: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, said = stores[0], said_by(stores[0], monkeypatch)
     await store.open(Request("r1", MESSAGES, timeout_s=0.8))
     async with asyncio.timeout(5):
         assert await store.take_due() == ["r1"]

@@ -180,6 +180,31 @@ async def test_what_nobody_received_goes_back_uncounted(make: Make) -> None:
     }
 
 
+async def test_message_given_back_while_redis_is_told_what_is_here_comes_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = await make().subscribe(TOPIC, group="g")
+    assert isinstance(subscription, RedisSubscription)
+    await make().publish(TOPIC, b"a")
+    async with asyncio.timeout(5):
+        delivery = await subscription.receive()
+        whole, told, may_tell = Member.keep, asyncio.Event(), asyncio.Event()
+
+        async def keep_late(member: Member, shard: int, positions: Sequence[int]) -> None:
+            told.set()
+            await may_tell.wait()
+            await whole(member, shard, positions)
+
+        monkeypatch.setattr(Member, "keep", keep_late)
+        subscription._unsure.add(delivery.partition)
+        again = asyncio.ensure_future(subscription.receive())
+        await told.wait()
+        subscription._unread.append(delivery)
+        subscription._drop_unread()
+        may_tell.set()
+        assert (await again).payload == b"a"
+
+
 async def test_message_lost_on_its_way_here_is_taken_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = make()
     whole, asked = Member.take, asyncio.Event()
