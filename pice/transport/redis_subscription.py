@@ -210,7 +210,7 @@ class RedisSubscription:
         said so; shards of one that did not, or of which something was given back meanwhile, stay unsure. Raises where
         none did."""
         async with self._making_sure:
-            shards = [shard for shard in self._unsure if shard not in self._being_taken]
+            shards = list(self._unsure - self._being_taken)
             kept = [self._positions(shard) for shard in shards]
             told = await asyncio.gather(*map(self._member.keep, shards, kept), return_exceptions=True)
             for shard, positions, error in zip(shards, kept, told, strict=True):
@@ -227,8 +227,8 @@ class RedisSubscription:
         return [position for where, position in self._outstanding if where == shard]
 
     async def _mend(self) -> None:
-        """Until all shards are sure again; the others go on meanwhile."""
-        while self._unsure and not self._closing.is_set():
+        """Until all shards are sure again, but for those that are being taken from; the others go on meanwhile."""
+        while self._unsure - self._being_taken and not self._closing.is_set():
             is_told = False
             with suppress(TransportError):
                 is_told = await self._make_sure()

@@ -205,6 +205,37 @@ async def test_message_given_back_while_redis_is_told_what_is_here_comes_again(
         assert (await again).payload == b"a"
 
 
+async def test_shards_that_are_being_taken_from_are_not_made_sure_of_meanwhile(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever makes sure would try for ever without a pause, and nothing else would run."""
+    subscription = await make().subscribe(TOPIC, group="g")
+    assert isinstance(subscription, RedisSubscription)
+    whole, make_sure, num_tried = Member.take, subscription._make_sure, 0
+    taking, may_take = asyncio.Event(), asyncio.Event()
+
+    async def take_late(member: Member, shards: Sequence[int], count: int) -> dict[int, Taken | TransportError]:
+        taking.set()
+        await may_take.wait()
+        return await whole(member, shards, count)
+
+    async def counted() -> bool:
+        nonlocal num_tried
+        num_tried += 1
+        assert num_tried < 10
+        return await make_sure()
+
+    monkeypatch.setattr(Member, "take", take_late)
+    monkeypatch.setattr(subscription, "_make_sure", counted)
+    waiting = asyncio.ensure_future(subscription.receive())
+    async with asyncio.timeout(5):
+        await taking.wait()
+        await subscription._mend()
+        may_take.set()
+        await make().publish(TOPIC, b"a")
+        assert (await waiting).payload == b"a"
+
+
 async def test_message_lost_on_its_way_here_is_taken_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = make()
     whole, asked = Member.take, asyncio.Event()
