@@ -196,7 +196,8 @@ class ClusterServers(Servers):
         return self._nodes[address]
 
     def _learn_soon(self, failed: Address) -> None:
-        """Asks who has which slot, the one that failed last, until somebody tells; one question at a time."""
+        """Asks who has which slot, the one that failed last; one question at a time, and none soon after one that none
+        answered."""
         if self._is_closed:
             return
         if failed in self._nodes:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from string import ascii_lowercase
@@ -18,6 +18,7 @@ from pice.settings import Settings
 _WORD_LETTERS = 4
 _NUM_TRIAL_WORDS = 64
 _NUM_OWN_WORDS = 2
+_MOST_TRIES = 8
 _TASK = "Go on with this list of words for as long as you can, and do not come to an end:"
 
 
@@ -109,29 +110,26 @@ class _Timed:
         self._num_words = {tokens: round((tokens - least) / each) for tokens in (whole // 2, whole)}
 
     async def run(self, workload: Workload, size: int) -> Run:
-        """One run, with prompts that were never seen."""
+        """One run, with prompts that were never seen. A step's time is that of the time in which all texts were written
+        at once; where one ended too soon, they are written again."""
         whole = workload.num_prompt_tokens
         half_s = await self._first_s(self._words(self._num_words[whole // 2]))
         words = self._words(self._num_words[whole])
         first_s = await self._first_s(words)
-        began_s = asyncio.get_running_loop().time()
-        texts = [f"{words} {self._words(_NUM_OWN_WORDS)}" for _ in range(size)]
-        drawn = await asyncio.gather(*(self._write(text, workload.num_tokens) for text in texts))
-        filled_s = max(each.first_s for each in drawn)
-        step_s = self._step_s(drawn, filled_s)
-        return Run(size, half_s, first_s, filled_s - began_s, step_s * workload.num_tokens)
-
-    def _step_s(self, drawn: Sequence[_Drawn], filled_s: float) -> float:
-        """Of the time in which all texts were written at once."""
-        ended_s = min(each.last_s for each in drawn)
-        num_steps = sum(each.num_between(filled_s, ended_s) for each in drawn) / len(drawn)
-        if num_steps < LEAST_TOKENS / 2:
-            raise InputError(
-                f"engines.{self._name}: {len(drawn)} texts were written at once for {num_steps:.0f} tokens only, too "
-                "few to be timed: ask for more --tokens, and let a vLLM server not end them, by "
-                f"engines.{self._name}.extra_body.ignore_eos = true"
-            )
-        return (ended_s - filled_s) / num_steps
+        for _ in range(_MOST_TRIES):
+            began_s = asyncio.get_running_loop().time()
+            texts = [f"{words} {self._words(_NUM_OWN_WORDS)}" for _ in range(size)]
+            drawn = await asyncio.gather(*(self._write(text, workload.num_tokens) for text in texts))
+            filled_s, ended_s = max(each.first_s for each in drawn), min(each.last_s for each in drawn)
+            num_steps = sum(each.num_between(filled_s, ended_s) for each in drawn) / size
+            if num_steps >= LEAST_TOKENS / 2:
+                step_s = (ended_s - filled_s) / num_steps
+                return Run(size, half_s, first_s, filled_s - began_s, step_s * workload.num_tokens)
+        raise InputError(
+            f"engines.{self._name}: {_MOST_TRIES} times {size} texts were written at once for fewer than "
+            f"{LEAST_TOKENS // 2} tokens, too few to be timed: ask for more --tokens, and let a vLLM server not end "
+            f"them, by engines.{self._name}.extra_body.ignore_eos = true"
+        )
 
     async def _first_s(self, words: str) -> float:
         began_s = asyncio.get_running_loop().time()

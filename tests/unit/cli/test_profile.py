@@ -53,7 +53,7 @@ def test_measured_curve_is_the_one_that_the_engine_has() -> None:
     [
         ("huge", WORKLOAD, r"engines: expected one of cloud.*, got 'huge'"),
         ("workstation", WORKLOAD, r"engines\.workstation decodes 2 at once: .*got 8"),
-        ("cloud", Workload(200, 9, (1,), 1), "written at once for"),
+        ("cloud", Workload(200, 9, (1,), 1), "8 times 1 texts were written at once for fewer than 4 tokens"),
         ("cloud", Workload(32, 64, (1,), 1), r"prompt_tokens must be >= \d+ for engines\.cloud.*got 32"),
     ],
     ids=["no such engine", "more at once than it decodes", "too few tokens", "prompts that are too short"],
